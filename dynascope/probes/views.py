@@ -1,0 +1,94 @@
+"""What probes are shown of a run: plain dataclasses of tensors, built by the watch and easy to build by hand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ModuleOutput:
+    """What one module, activation function or residual block returned in the shadow pass.
+
+    `tensor` keeps the module's own shape: (rows, positions, features), (rows, features) or (rows, channels, *space).
+    `is_channels_first` is True where features are the second axis (convolutions).
+    """
+
+    name: str
+    module: nn.Module | None
+    tensor: Tensor
+    is_channels_first: bool = False
+
+    def by_unit(self) -> Float[Tensor, "positions units"]:
+        """The output as one row a position and one column a unit, in float32."""
+        tensor = self.tensor.movedim(1, -1) if self.is_channels_first else self.tensor
+        return tensor.reshape(-1, tensor.shape[-1]).float()
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of softmax attention as the shadow pass saw it, whichever way the model computes it.
+
+    `key` and `value` may have fewer heads than `query` (grouped-query attention). `mask` broadcasts to
+    (rows, heads, queries, keys): bool (True = visible) or float (added to the logits).
+    `is_causal` aligns the first query with the first key, as `scaled_dot_product_attention` does.
+    """
+
+    name: str
+    query: Float[Tensor, "rows heads queries head_dim"]
+    key: Float[Tensor, "rows kv_heads keys head_dim"]
+    value: Float[Tensor, "rows kv_heads keys value_dim"]
+    scale: float
+    is_causal: bool = False
+    mask: Bool[Tensor, "#rows #heads #queries #keys"] | Float[Tensor, "#rows #heads #queries #keys"] | None = None
+
+
+@dataclass(frozen=True)
+class ExampleBatch:
+    """Examples of one training batch with their identity, as handed to `Watch.examples`."""
+
+    step: int
+    ids: Int[Tensor, " batch"]
+    logits: Float[Tensor, "batch classes"]
+    labels: Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Some consecutive queries of an attention call: masked logits (-inf where hidden) in float32."""
+
+    first_query: int
+    logits: Float[Tensor, "rows heads block keys"]
+
+    def log_weights(self) -> Float[Tensor, "rows heads block keys"]:
+        """Log of the attention weights; rows that see no key are all -inf, never NaN."""
+        return torch.log_softmax(self.logits, dim=-1).nan_to_num(nan=float("-inf"))
+
+
+def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[AttentionBlock]:
+    """The call's logits a block of queries at a time, so that no queries × keys map of the whole call is kept.
+
+    Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask.
+
+    >>> for part in attention_blocks(call, block=64):
+    ...     part.log_weights().exp().sum(-1)  # ones
+    """
+    num_heads, num_queries, num_keys = call.query.shape[1], call.query.shape[2], call.key.shape[2]
+    groups = num_heads // call.key.shape[1]
+    key = call.key.float().repeat_interleave(groups, dim=1).transpose(-2, -1)
+    key_position = torch.arange(num_keys, device=key.device)
+    for first in range(0, num_queries, block):
+        last = min(first + block, num_queries)
+        logits = call.query[:, :, first:last].float() @ key * call.scale
+        if call.is_causal:
+            query_position = torch.arange(first, last, device=key.device)
+            logits = logits.masked_fill(key_position > query_position[:, None], float("-inf"))
+        if call.mask is not None:
+            part = call.mask if call.mask.shape[-2] == 1 else call.mask[..., first:last, :]
+            hidden = ~part if part.dtype == torch.bool else part <= torch.finfo(part.dtype).min / 2
+            if part.dtype != torch.bool:
+                logits = logits + part.float()
+            logits = logits.masked_fill(hidden, float("-inf"))
+        yield AttentionBlock(first, logits)
