@@ -18,7 +18,7 @@ class Series:
     `dims` names the axes of one measurement (the step axis comes on top of them); `coords` may label the
     positions along an axis, and an axis without labels is numbered from 0.
 
-    >>> Series("attention/entropy", dims=("layer", "head"), unit="nats", description="Mean entropy of attention rows.")
+    >>> Series("attention/entropy", dims=("layer", "head"), unit="nats", description="Mean over rows.")
     """
 
     name: str
@@ -30,7 +30,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened during a run: the start, a probe switched off, an exception, a note of the user's.
+    """Something that happened in a run: the start, a probe switched off, an exception, a note of the user's.
 
     `time` is in seconds since the epoch; `step` is None for what belongs to no step.
     """
@@ -47,10 +47,11 @@ class Event:
 class Finding:
     """What a detector concluded from a record.
 
-    `id` is the detector's name; `step` is the first step at which the evidence holds; `evidence` are the numbers that
-    prove it; `message` is one sentence for a tired reader; `remedy` is a line of code that helps if pasted;
-    `source` says where the threshold comes from (an arXiv id, or "convention"); `where` names the place
-    (layer 3, head 1; a parameter), if there is one; `series` names the series that it was read from.
+    `id` is the detector's name; `step` is the first step at which the evidence holds; `evidence` are the
+    numbers that prove it; `message` is one sentence for a tired reader; `remedy` is a line of code that
+    helps if pasted; `source` says where the threshold comes from (an arXiv id, or "convention"); `where`
+    names the place (layer 3, head 1; a parameter), if there is one; `series` names the series that it was
+    read from.
     """
 
     id: str

@@ -1,0 +1,194 @@
+"""Reading a record: labelled arrays over steps, while it is being written and after."""
+
+import difflib
+from collections.abc import Iterator
+from functools import reduce
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynascope.record.chunk import Chunk
+from dynascope.record.locking import is_held
+from dynascope.record.model import Event, Finding, RecordError, Series
+from dynascope.record.rank_file import RankFile
+from dynascope.record.run_file import read_run_file
+from dynascope.record.schema import lock_path
+from dynascope.record.thinning import thinned
+
+if TYPE_CHECKING:  # loading xarray takes a third of a second, which a training script need not pay
+    import xarray
+
+
+def open_record(path: str | Path) -> "Record":
+    """Open the record in a run directory, or one process's `.sqlite` file of it.
+
+    Raises RecordError when there is none, or it is damaged, foreign, or of a newer version.
+
+    >>> open_record("runs/mine")["loss"].plot()  # doctest: +SKIP
+    """
+    record = Record(Path(path))
+    for file in record._files():
+        file.check()
+    return record
+
+
+class Record:
+    """A record, read-only; each question is answered from the files as they are now, so it follows a live run.
+
+    Holds no file open between questions, and may be used from several threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that have written so far."""
+        return [file.rank for file in self._files()]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What run.json says: how the run was started; the user's own configuration is under "config"."""
+        return read_run_file(self.path if self.path.is_dir() else self.path.parent)
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened, of all ranks, in the order of the wall clock."""
+        return sorted(
+            chain.from_iterable(file.events() for file in self._files()), key=lambda event: event.time
+        )
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What detectors concluded, in the order in which they did."""
+        return [finding for file in self._files() for finding in file.findings()]
+
+    def is_live(self) -> bool:
+        """Whether a process is writing it."""
+        return any(is_held(lock_path(file.path)) for file in self._files())
+
+    def names(self) -> list[str]:
+        """Names of all series, in the order of their declaration."""
+        return list(dict.fromkeys(name for file in self._files() for name in file.series()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and any(file.find(name) for file in self._files())
+
+    def __getitem__(self, name: str) -> "xarray.DataArray":
+        return self.series(name)
+
+    def info(self, name: str) -> Series:
+        """The declaration of a series; KeyError with names that are near when there is none."""
+        for file in self._files():
+            found = file.find(name)
+            if found is not None:
+                return found[1]
+        near = difflib.get_close_matches(name, self.names(), n=3)
+        hint = f"did you mean {', '.join(map(repr, near))}?" if near else "names() lists those that it has"
+        raise KeyError(f"{self.path} has no series {name!r}; {hint}")
+
+    def last_step(self, name: str | None = None) -> int | None:
+        """The last step of a series, or of all; None when nothing was measured yet."""
+        if name is not None:
+            self.info(name)
+        return max(
+            (last for file in self._files() if (last := file.last_step(name)) is not None), default=None
+        )
+
+    def series(
+        self,
+        name: str,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        max_points: int | None = None,
+    ) -> "xarray.DataArray":
+        """A series with dims (step, …): all of it, or steps from `since` to `until` (included).
+
+        `max_points` (at least 8) thins it for a chart: of scalars the extremes and what is not finite stay,
+        of arrays every k-th. When several ranks hold the series, a leading dim "rank" tells them apart, and
+        steps that a rank lacks are NaN.
+        """
+        self.info(name)
+        by_rank = {
+            file.rank: array
+            for file in self._files()
+            if (array := _read(file, name, since, until)) is not None
+        }
+        if max_points is not None:
+            by_rank = _thin(by_rank, max_points)
+        return _joined(by_rank)
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __repr__(self) -> str:
+        return f"<Record {str(self.path)!r}: {len(self.names())} series, last step {self.last_step()}>"
+
+    def _files(self) -> list[RankFile]:
+        if self.path.is_file():
+            return [RankFile(self.path)]
+        files = [RankFile(path) for path in sorted(self.path.glob("rank-*.sqlite"))]
+        if not files:
+            reason = "holds no record" if self.path.is_dir() else "does not exist"
+            raise RecordError(f"{self.path} {reason}; give the directory of a run, or its rank-*.sqlite file")
+        return files
+
+
+def _read(file: RankFile, name: str, since: int | None, until: int | None) -> "xarray.DataArray | None":
+    import xarray
+
+    found = file.find(name)
+    if found is None:
+        return None
+    _, series, shape = found
+    chunks = [chunk for _, chunk in file.chunks(name, since, until)]
+    if shape is None:  # declared, and nothing measured yet
+        shape = tuple(len(series.coords.get(dim, ())) for dim in series.dims)
+    whole = Chunk(
+        np.concatenate([np.empty(0, np.int64), *(chunk.steps for chunk in chunks)]),
+        np.concatenate([chunk.values for chunk in chunks]) if chunks else np.empty((0, *shape)),
+    )
+    wanted = slice(
+        0 if since is None else int(np.searchsorted(whole.steps, since)),
+        None if until is None else int(np.searchsorted(whole.steps, until, side="right")),
+    )
+    return xarray.DataArray(
+        whole.values[wanted],
+        dims=("step", *series.dims),
+        coords={"step": whole.steps[wanted], **{dim: list(labels) for dim, labels in series.coords.items()}},
+        name=name,
+        attrs={"unit": series.unit, "description": series.description},
+    )
+
+
+def _thin(by_rank: dict[int, "xarray.DataArray"], max_points: int) -> dict[int, "xarray.DataArray"]:
+    """Each rank at the steps that any rank wants to keep, so that they stay comparable."""
+    share = max_points if len(by_rank) == 1 else max(max_points // len(by_rank), 8)
+    kept = [array.step.values[thinned(array.values, share)] for array in by_rank.values()]
+    steps = reduce(np.union1d, kept)
+    return {rank: array[np.isin(array.step.values, steps)] for rank, array in by_rank.items()}
+
+
+def _joined(by_rank: dict[int, "xarray.DataArray"]) -> "xarray.DataArray":
+    import xarray
+
+    if len(by_rank) == 1:
+        return next(iter(by_rank.values()))
+    # NaN marks what a rank lacks, and of our dtypes only floats have one.
+    arrays = [array if array.dtype.kind == "f" else array.astype(np.float64) for array in by_rank.values()]
+    if all(array.indexes["step"].equals(arrays[0].indexes["step"]) for array in arrays):
+        arrays = [kept.astype(array.dtype) for kept, array in zip(arrays, by_rank.values(), strict=True)]
+    ranks = xarray.DataArray(list(by_rank), dims="rank", name="rank")
+    return xarray.concat(arrays, dim=ranks, join="outer", combine_attrs="override")
