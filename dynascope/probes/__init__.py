@@ -1,1 +1,6 @@
-"""Filled by its files; see ARCHITECTURE.md."""
+"""What can be measured: one family a file, each a pure function with a small probe around it."""
+
+from dynascope.probes.catalogue import available, choose_probes
+from dynascope.probes.probe import Need, Probe
+
+__all__ = ["Need", "Probe", "available", "choose_probes"]

@@ -1,7 +1,8 @@
 """What probes are shown of a run: plain dataclasses of tensors, built by the watch and easy to build by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,17 +10,88 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
+class StepView:
+    """One optimizer step, seen right after it: parameters by name, what moved them, and what the optimizer keeps.
+
+    A parameter without a gradient in this step has no entry in `gradients`. `updates` is parameter after minus
+    parameter before. `previous_gradients` are those of the step before. `states` is the optimizer's own state of each
+    parameter (`exp_avg_sq`, …) and `groups` its settings (`lr`, `eps`, …). `num_examples` is the batch size of the
+    step where known. Under sharding (FSDP2) every tensor is this process's shard; `sum_over_shards` adds what the
+    shards contribute, and `whole` gathers one tensor.
+    """
+
+    step: int
+    parameters: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    previous_gradients: Mapping[str, Tensor]
+    updates: Mapping[str, Tensor]
+    states: Mapping[str, Mapping[str, Any]]
+    groups: Mapping[str, Mapping[str, Any]]
+    num_examples: int | None = None
+    sum_over_shards: Callable[[Sequence[str], Tensor], Tensor] = lambda names, contributions: contributions
+    whole: Callable[[str], Tensor] | None = None
+
+    def squared_norms(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " parameter"]:
+        """Squared norm of each parameter's tensor in float32, in the order of `parameters`; NaN where there is none."""
+        return self.per_parameter(tensors.keys(), stacked(foreach_norm(list(tensors.values()))).square())
+
+    def per_parameter(
+        self, names: Iterable[str], contributions: Float[Tensor, " given"]
+    ) -> Float[Tensor, " parameter"]:
+        """One value a parameter, summed over shards; NaN for parameters not among `names`."""
+        names = list(names)
+        place = {name: index for index, name in enumerate(self.parameters)}
+        total = self.sum_over_shards(names, contributions)
+        if names == list(place):
+            return total
+        index = torch.tensor([place[name] for name in names], device=contributions.device)
+        return contributions.new_full((len(place),), float("nan")).index_copy(0, index, total)
+
+    def whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter by name, gathered from its shards one at a time."""
+        for name, parameter in self.parameters.items():
+            yield name, parameter if self.whole is None else self.whole(name)
+
+
+def foreach_norm(tensors: list[Tensor]) -> list[Float[Tensor, ""]]:
+    """Euclidean norm of each tensor in float32, in one multi-tensor pass."""
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float32)) if tensors else []
+
+
+def stacked(scalars: list[Tensor]) -> Float[Tensor, " count"]:
+    """Zero-dimensional tensors as one vector; none give an empty one."""
+    return torch.stack(scalars) if scalars else torch.empty(0)
+
+
+@dataclass(frozen=True)
+class CurvatureView:
+    """The loss of one batch as a function of the parameters: products with its Hessian, and the learning rate.
+
+    `hessian_product(v)` takes and gives one flat vector over all trainable parameters (`size` entries); each call
+    costs about two forward and backward passes.
+    """
+
+    step: int
+    size: int
+    hessian_product: Callable[[Float[Tensor, " size"]], Float[Tensor, " size"]]
+    lr: float
+    device: torch.device
+
+
+@dataclass(frozen=True)
 class ModuleOutput:
     """What one module, activation function or residual block returned in the shadow pass.
 
     `tensor` keeps the module's own shape: (rows, positions, features), (rows, features) or (rows, channels, *space).
-    `is_channels_first` is True where features are the second axis (convolutions).
+    `is_channels_first` is True where features are the second axis (convolutions). `kind` names the activation function
+    ("relu", "gelu", …) where the view is one's output.
     """
 
     name: str
     module: nn.Module | None
     tensor: Tensor
     is_channels_first: bool = False
+    kind: str = ""
 
     def by_unit(self) -> Float[Tensor, "positions units"]:
         """The output as one row a position and one column a unit, in float32."""
