@@ -46,7 +46,7 @@ class Chunk:
         return self.values.nbytes + max(1, self.values[:1].nbytes) > CHUNK_BYTES
 
     def row(self) -> tuple[Any, ...]:
-        """Columns first, last, count, stride, steps, dtype, data, checksum of table `chunk`.
+        """Columns first, last, count, stride, dtype, steps, data, checksum of table `chunk`.
 
         Evenly spaced steps are kept as first and stride alone.
         """
@@ -55,22 +55,21 @@ class Chunk:
         is_regular = bool((gaps == stride).all())
         steps = None if is_regular else self.steps.astype("<i8", copy=False).tobytes()
         data = self.values.tobytes()
-        return (
+        head = (
             int(self.steps[0]),
             int(self.steps[-1]),
             len(self.steps),
             stride if is_regular else None,
-            steps,
             self.values.dtype.str,
-            data,
-            _checksum(steps, data),
         )
+        return (*head, steps, data, _checksum(head, steps, data))
 
     @classmethod
     def from_row(cls, shape: tuple[int, ...], row: tuple[Any, ...]) -> "Chunk":
         """The inverse of `row`; RecordError when the bytes are not those that were written."""
-        first, _, count, stride, steps, dtype, data, checksum = row
-        if _checksum(steps, data) != checksum:
+        *head, steps, data, checksum = row
+        first, _, count, stride, dtype = head
+        if _checksum(tuple(head), steps, data) != checksum:
             raise RecordError(f"the measurements from step {first} on are damaged")
         if steps is None:
             decoded = np.arange(count, dtype=np.int64) * stride + first
@@ -93,5 +92,5 @@ def storage_dtype(dtype: np.dtype[Any]) -> str:
     return _DTYPES[dtype.kind]
 
 
-def _checksum(steps: bytes | None, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(steps or b""))
+def _checksum(head: tuple[Any, ...], steps: bytes | None, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(steps or b"", zlib.crc32(repr(head).encode())))

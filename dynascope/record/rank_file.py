@@ -37,7 +37,7 @@ class RankFile:
             rows = database.execute(
                 "SELECT name, dims, coords, unit, description, shape FROM series ORDER BY id"
             ).fetchall()
-        return {row[0]: series_from_row(*row)[0] for row in rows}
+            return {row[0]: series_from_row(*row)[0] for row in rows}
 
     def find(self, name: str) -> tuple[int, Series, tuple[int, ...] | None] | None:
         """Identity, declaration and shape of one series; the shape is None before its first value."""
@@ -45,7 +45,7 @@ class RankFile:
             row = database.execute(
                 "SELECT id, name, dims, coords, unit, description, shape FROM series WHERE name = ?", (name,)
             ).fetchone()
-        return None if row is None else (row[0], *series_from_row(*row[1:]))
+            return None if row is None else (row[0], *series_from_row(*row[1:]))
 
     def last_step(self, name: str | None = None) -> int | None:
         """The last step of one series, or of all."""
@@ -77,7 +77,7 @@ class RankFile:
             return
         with self._open() as database:
             rows = database.execute(
-                "SELECT written, first, last, count, stride, steps, dtype, data, checksum FROM chunk "
+                "SELECT written, first, last, count, stride, dtype, steps, data, checksum FROM chunk "
                 f"WHERE {' AND '.join(conditions)} ORDER BY last",
                 (identity, *limits),
             )
@@ -92,19 +92,17 @@ class RankFile:
     def events(self) -> list[Event]:
         """All events in the order in which they were recorded."""
         with self._open() as database:
-            rows = database.execute(
-                "SELECT kind, message, step, time, data FROM event ORDER BY id"
-            ).fetchall()
-        return [
-            Event(kind, text, step, time, self.rank, json.loads(data))
-            for kind, text, step, time, data in rows
-        ]
+            rows = database.execute("SELECT kind, message, step, time, data FROM event ORDER BY id")
+            return [
+                Event(kind, text, step, time, self.rank, json.loads(data))
+                for kind, text, step, time, data in rows
+            ]
 
     def findings(self) -> list[Finding]:
         """All findings in the order in which they were recorded."""
         with self._open() as database:
-            rows = database.execute("SELECT content FROM finding ORDER BY rowid").fetchall()
-        return [Finding(**json.loads(content)) for (content,) in rows]
+            rows = database.execute("SELECT content FROM finding ORDER BY rowid")
+            return [Finding(**json.loads(content)) for (content,) in rows]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -113,7 +111,7 @@ class RankFile:
             with _connected(self.path) as database:
                 _check_format(self.path, database)
                 yield database
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, TypeError) as error:  # the latter two: JSON or numbers overwritten
             if not self.path.exists():
                 raise RecordError(f"{self.path} has been removed; open the record again") from None
             raise RecordError(

@@ -36,7 +36,7 @@ def open_record(path: str | Path) -> "Record":
 
 
 class Record:
-    """A record, read-only; each question is answered from the files as they are now, so it follows a live run.
+    """A record, read-only; each question is answered from the files as they are, so it follows a live run.
 
     Holds no file open between questions, and may be used from several threads.
     """

@@ -21,7 +21,7 @@ CREATE TABLE series (
 );
 CREATE TABLE chunk (
     id INTEGER PRIMARY KEY, series INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    count INTEGER NOT NULL, stride INTEGER, steps BLOB, dtype TEXT NOT NULL, data BLOB NOT NULL,
+    count INTEGER NOT NULL, stride INTEGER, dtype TEXT NOT NULL, steps BLOB, data BLOB NOT NULL,
     checksum INTEGER NOT NULL, written REAL NOT NULL
 );
 CREATE INDEX chunk_by_step ON chunk (series, last, first);

@@ -1,7 +1,5 @@
 """Fewer points for a chart, keeping what one looks for in it: spikes, dips and values that are not finite."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Int64, Shaped
 
@@ -33,7 +31,7 @@ def _extremes(values: Shaped[np.ndarray, " steps"], max_points: int) -> Int64[np
     num_buckets = -(-len(values) // width)
     padding = num_buckets * width - len(values)
 
-    def bucketed(content: np.ndarray[Any, Any], fill: float | bool) -> np.ndarray[Any, Any]:
+    def bucketed(content: Shaped[np.ndarray, " steps"], fill: float) -> Shaped[np.ndarray, "buckets width"]:
         return np.pad(content, (0, padding), constant_values=fill).reshape(num_buckets, width)
 
     as_float = values.astype(np.float64, copy=False)
@@ -43,9 +41,9 @@ def _extremes(values: Shaped[np.ndarray, " steps"], max_points: int) -> Int64[np
         start + bucketed(np.where(finite, as_float, -np.inf), -np.inf).argmax(axis=1),
     ]
     if not finite.all():
-        kept.append(start + bucketed(~finite, False).argmax(axis=1))
+        kept.append(start + bucketed(~finite, 0.0).argmax(axis=1))
     return np.concatenate(kept)
 
 
-def _with_ends(kept: Int64[np.ndarray, " kept"], count: int) -> Int64[np.ndarray, " kept"]:
+def _with_ends(kept: Int64[np.ndarray, " inner"], count: int) -> Int64[np.ndarray, " kept"]:
     return np.unique(np.concatenate([kept, [0, count - 1]]))
