@@ -1,7 +1,7 @@
 """What a detector is, and how a record is fed to all of them, each piece once."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -9,6 +9,7 @@ import xarray as xr
 from dynascope.record import Finding, Record
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Reads some series as they grow and says what it concludes.
 

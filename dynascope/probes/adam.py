@@ -16,8 +16,8 @@ def adam_update_rms(
 ) -> Float[Tensor, ""]:
     """RMS of `gradient / sqrt(second_moment)`, the step that Adam would take without momentum, in units of lr.
 
-    About 1 while the second moment describes the gradients. Values above 2.3 come 1 to 8 steps before loss spikes, as the
-    second moment has gone stale (2304.13013, section 3.4). `second_moment` is Adam's bias-corrected `exp_avg_sq`.
+    About 1 while the second moment describes the gradients. Values above 2.3 come 1 to 8 steps before loss spikes, as
+    the second moment has gone stale (2304.13013, section 3.4). `second_moment` is Adam's bias-corrected `exp_avg_sq`.
 
     >>> adam_update_rms(torch.tensor([2.0]), torch.tensor([4.0]), eps=1e-8)
     tensor(1.)
@@ -27,7 +27,7 @@ def adam_update_rms(
 
 
 def epsilon_fraction(second_moment: Float[Tensor, "*shape"], eps: float) -> Float[Tensor, ""]:
-    """Share of elements whose second-moment root is below `eps`: there Adam takes gradient-sized steps, not lr-sized ones.
+    """Share of elements whose second-moment root is below `eps`; there Adam takes steps of the gradient's size, not lr's.
 
     `second_moment` is Adam's bias-corrected `exp_avg_sq`.
     """

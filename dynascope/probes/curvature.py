@@ -1,4 +1,4 @@
-"""Curvature: the top eigenvalue of the loss's Hessian (sharpness), beside the edge at which gradient descent diverges."""
+"""Curvature: the top eigenvalue of the loss's Hessian (sharpness), beside the edge where gradient descent diverges."""
 
 from collections.abc import Callable, Mapping
 

@@ -27,10 +27,10 @@ def gradient_noise_scale(
 ) -> Float[Tensor, ""]:
     """The batch size at which noise and signal of the gradient are equal (simple noise scale), in examples.
 
-    Two successive gradients have independent noise and nearly the same mean G, so their inner product estimates |G|²,
-    and |g|² = |G|² + tr(Σ)/batch_size gives tr(Σ) (2001.08361's companion 1812.06162, section 2.2, tr(Σ)/|G|²; the
-    estimate from successive steps is ours). One pair is a rough estimate: smooth over steps. NaN where the inner product is not
-    positive: the signal is then below what one pair can show.
+    The quantity is tr(Σ)/|G|² of 1812.06162, section 2.2. Its estimate from successive steps is ours: their noise is
+    independent and their mean G nearly the same, so the inner product estimates |G|², and |g|² = |G|² + tr(Σ)/batch_size
+    gives tr(Σ). One pair is a rough estimate: smooth over steps. NaN where the inner product is not positive: the
+    signal is then below what one pair can show.
 
     >>> gradient_noise_scale(torch.tensor(1.0), torch.tensor(3.0), batch_size=8)
     tensor(16.)
@@ -68,7 +68,7 @@ class GradientNoise(Probe):
         Series(
             "gradients/noise_scale",
             unit="examples",
-            description="Batch size at which noise and signal of the gradient are equal (in batches if its size is unknown).",
+            description="Batch size at which noise and signal are equal (in batches where its size is unknown).",
         ),
     )
 

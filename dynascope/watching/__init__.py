@@ -1,5 +1,5 @@
 """Attaching probes to a training run: context manager, launcher, framework callbacks."""
 
-from dynascope.watching.watch import Watch, watch
+from dynascope.watching.attach import Watch, watch
 
 __all__ = ["Watch", "watch"]

@@ -61,9 +61,7 @@ class AttentionTap:
     where the model has merged rows and heads into one axis).
     """
 
-    def __init__(
-        self, on_call: Callable[[AttentionCall], None], place: Callable[[], tuple[str, int | None]]
-    ) -> None:
+    def __init__(self, on_call: Callable[[AttentionCall], None], place: Callable[[], tuple[str, int | None]]) -> None:
         self._on_call = on_call
         self._place = place
         # Keyed by storage address. An address is forgotten as soon as a new tensor is born at it.
@@ -209,5 +207,3 @@ def _as_added(mask: Tensor, device: torch.device) -> Tensor:
 def _four_dims(mask: Tensor | None) -> Tensor | None:
     """A mask with the leading axes that broadcasting would give it."""
     return None if mask is None else mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
-
-

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dynascope.watching.watch import Watch
+from dynascope.watching.attach import Watch
 
 
 class DynascopeCallback(TrainerCallback):

@@ -29,7 +29,9 @@ class Collector:
         """The series' name in this record."""
         return self._prefix + series.name
 
-    def whole(self, probe: Probe, measured: Mapping[str, Tensor], coords: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    def whole(
+        self, probe: Probe, measured: Mapping[str, Tensor], coords: Mapping[str, Sequence[str]]
+    ) -> dict[str, Tensor]:
         """Measurements that are complete as they are, with labels for the dims that have some."""
         collected = {}
         for series in probe.series:

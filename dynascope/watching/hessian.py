@@ -5,8 +5,8 @@ The script computes `loss = l(f(w))` from the model's outputs f in its own way. 
     s(w) = <∇l, f(w)> + ½ (f(w) - f₀)ᵀ ∇²l (f(w) - f₀)
 
 has exactly the Hessian of the loss, `Jᵀ ∇²l J + Σ_k ∂_k l ∇² f_k`. The derivatives of l come from the script's own
-graph, which runs from the outputs to the loss; those of f from one more forward pass of the uncompiled model with the same
-randomness and a twice differentiable attention.
+graph, which runs from the outputs to the loss; those of f from one more forward pass of the uncompiled model with the
+same randomness and a twice differentiable attention.
 """
 
 import random
@@ -46,7 +46,7 @@ class HessianWatch:
 
     @contextmanager
     def view(self, loss: Tensor, step: int, lr: float) -> Iterator[CurvatureView | None]:
-        """The Hessian of `loss` at the current weights, valid inside the block; None if the outputs do not lead to it."""
+        """The Hessian of `loss` at the current weights, valid inside the block; None if no output leads to it."""
         # A model that returns its own loss returns logits beside it; only one of the two is the way to the loss.
         scalars = [output for output in self.outputs if output.numel() == 1]
         ends = scalars if _leads_to(scalars, loss) else [output for output in self.outputs if output.numel() > 1]
@@ -122,8 +122,14 @@ def _hessian_product(
             curved = [slope for slope in slopes if slope.requires_grad]
             along = [m for slope, m in zip(slopes, moved, strict=True) if slope.requires_grad]
             bent = _filled(
-                torch.autograd.grad(curved, ends, [a.to(s.dtype) for a, s in zip(along, curved, strict=True)],
-                                    retain_graph=True, allow_unused=True), ends
+                torch.autograd.grad(
+                    curved,
+                    ends,
+                    [a.to(s.dtype) for a, s in zip(along, curved, strict=True)],
+                    retain_graph=True,
+                    allow_unused=True,
+                ),
+                ends,
             )
             back = torch.autograd.grad(again, parameters, bent, retain_graph=True, allow_unused=True)
             result = [r + b for r, b in zip(result, _filled(back, parameters), strict=True)]

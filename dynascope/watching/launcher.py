@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from dynascope.watching.watch import Watch
+from dynascope.watching.attach import Watch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from dynascope.watching.watch import Watch
+from dynascope.watching.attach import Watch
 
 
 class DynascopeLightning(Callback):

@@ -14,7 +14,7 @@ ScalarListener = Callable[[Tensor], None]
 
 @contextmanager
 def listening(on_loss: ScalarListener, on_clip: ScalarListener) -> Iterator[None]:
-    """Tell `on_loss` of every scalar just before a backward pass starts from it, `on_clip` of every norm before clipping.
+    """Tell `on_loss` of each scalar just before a backward pass starts there, `on_clip` of each norm before clipping.
 
     `loss.backward()` and `torch.autograd.backward` both pass here, and with them HF Trainer, Lightning and accelerate.
     A loss that `torch.amp.GradScaler` multiplied is told as it was before. Norms are those that

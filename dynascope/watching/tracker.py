@@ -23,9 +23,7 @@ from dynascope.watching.schedule import Schedule
 from dynascope.watching.shadow import shadow_pass
 from dynascope.watching.shards import local, summing_over_shards, whole
 
-STEP_NEEDS = frozenset(
-    {Need.PARAMETERS, Need.GRADIENTS, Need.PREVIOUS_GRADIENTS, Need.UPDATES, Need.OPTIMIZER_STATE}
-)
+STEP_NEEDS = frozenset({Need.PARAMETERS, Need.GRADIENTS, Need.PREVIOUS_GRADIENTS, Need.UPDATES, Need.OPTIMIZER_STATE})
 SHADOW_NEEDS = frozenset({Need.MODULES, Need.ACTIVATIONS, Need.BLOCKS, Need.ATTENTION})
 
 ALWAYS = (
@@ -34,7 +32,9 @@ ALWAYS = (
     Series("learning_rate", dims=("group",), description="Learning rate of each parameter group."),
     Series("time/step", unit="s", description="Wall time from one optimizer step to the next."),
     Series("time/elapsed", unit="s", description="Wall time since the watch began."),
-    Series("throughput/examples", unit="examples/s", description="Examples of this process over wall time of the step."),
+    Series(
+        "throughput/examples", unit="examples/s", description="Examples of this process over wall time of the step."
+    ),
     Series("gradients/total_norm_unclipped", description="Norm of the whole gradient before it was clipped."),
 )
 # Each process has its own of these; everything else is the same everywhere and is written by the first.

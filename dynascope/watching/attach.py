@@ -173,7 +173,6 @@ class Watch:
         >>> w.log(accuracy=0.93)
         >>> w.log({"val/loss": loss})
         """
-        given = {**(values or {}), **named}
         at = step if step is not None else (self.step or 0)
         if os.getpid() == self._process_id:
             self._outbox.put(at, {**(values or {}), **named})
@@ -251,7 +250,9 @@ class Watch:
             return False
         if not self._has_told_full:
             self._has_told_full = True
-            self._writer.event("note", f"more than {MOST_OPTIMIZERS} optimizers took a step; the later ones are not watched")
+            self._writer.event(
+                "note", f"more than {MOST_OPTIMIZERS} optimizers took a step; the later ones are not watched"
+            )
         return True
 
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., None]:
@@ -291,9 +292,7 @@ def _process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _schedule_maker(
-    budget: float | None, every: int | None, num_processes: int
-) -> Callable[[Sequence[str]], Schedule]:
+def _schedule_maker(budget: float | None, every: int | None, num_processes: int) -> Callable[[Sequence[str]], Schedule]:
     if every is not None:
         return lambda probes: Every(probes, every)
     if budget is None and num_processes > 1:
