@@ -10,9 +10,7 @@ from jaxtyping import Int64, Shaped
 
 from dynascope.record.model import RecordError
 
-CHUNK_BYTES = (
-    16 * 1024
-)  # large enough that a chunk's row costs little, small enough to be rewritten while it fills
+CHUNK_BYTES = 16 * 1024  # large enough that a chunk's row costs little, small enough to be rewritten while it fills
 _DTYPES = {"b": "|b1", "i": "<i8", "u": "<i8", "f": "<f8"}
 
 
@@ -86,9 +84,7 @@ def storage_dtype(dtype: np.dtype[Any]) -> str:
     if dtype.kind == "f" and dtype.itemsize <= 4:
         return "<f4"
     if dtype.kind not in _DTYPES or dtype == np.uint64:
-        raise RecordError(
-            f"values of type {dtype} cannot be recorded; give real numbers (float, int64 or bool)"
-        )
+        raise RecordError(f"values of type {dtype} cannot be recorded; give real numbers (float, int64 or bool)")
     return _DTYPES[dtype.kind]
 
 

@@ -62,9 +62,7 @@ class Column:
         dims, coords = self.series.dims, self.series.coords
         if len(dims) != len(shape):
             return dims
-        return tuple(
-            len(coords[dim]) if dim in coords else size for dim, size in zip(dims, shape, strict=True)
-        )
+        return tuple(len(coords[dim]) if dim in coords else size for dim, size in zip(dims, shape, strict=True))
 
 
 def _plain(value: Any) -> Any:
@@ -83,14 +81,12 @@ def checked(series: Series) -> Series:
         raise ValueError("a series needs a name that is not empty")
     if plain_text(series.name) != series.name:
         raise ValueError(f"series name {series.name!r} is not valid Unicode; leave out the surrogates")
-    if len(set(dims)) != len(dims) or {"step", "rank"} & set(dims):
+    if len(set(dims)) != len(dims) or {"step", "rank", "value"} & set(dims):
         raise ValueError(
-            f"series {series.name!r}: dims {dims} must differ from each other and from 'step' and 'rank'"
+            f"series {series.name!r}: dims {dims} must differ from each other and from step, rank and value"
         )
     if not set(coords) <= set(dims):
-        raise ValueError(
-            f"series {series.name!r}: coords {sorted(coords)} label axes that are not among dims {dims}"
-        )
+        raise ValueError(f"series {series.name!r}: coords {sorted(coords)} label axes that are not among dims {dims}")
     return Series(series.name, dims, plain_text(series.unit), plain_text(series.description), coords)
 
 

@@ -25,8 +25,7 @@ def acquire(path: Path) -> int:
             owner = os.read(descriptor, 32).decode(errors="replace").strip() or "?"
             os.close(descriptor)
             raise RecordError(
-                f"{path.parent} is being written by process {owner}; choose another run directory, "
-                "or end that process"
+                f"{path.parent} is being written by process {owner}; choose another run directory, or end that process"
             ) from None
         except OSError:
             break  # a file system without locks: creating the record file still refuses a second writer

@@ -56,9 +56,7 @@ class RankFile:
             (last,) = database.execute(query, () if name is None else (name,)).fetchone()
         return None if last is None else int(last)
 
-    def chunks(
-        self, name: str, since: int | None = None, until: int | None = None
-    ) -> Iterator[tuple[float, Chunk]]:
+    def chunks(self, name: str, since: int | None = None, until: int | None = None) -> Iterator[tuple[float, Chunk]]:
         """Chunks of a series in the order of steps, each with the wall time at which it was written.
 
         Only chunks that hold steps of [since, until] are read.
@@ -93,10 +91,7 @@ class RankFile:
         """All events in the order in which they were recorded."""
         with self._open() as database:
             rows = database.execute("SELECT kind, message, step, time, data FROM event ORDER BY id")
-            return [
-                Event(kind, text, step, time, self.rank, json.loads(data))
-                for kind, text, step, time, data in rows
-            ]
+            return [Event(kind, text, step, time, self.rank, json.loads(data)) for kind, text, step, time, data in rows]
 
     def findings(self) -> list[Finding]:
         """All findings in the order in which they were recorded."""
@@ -124,9 +119,7 @@ def _check_format(path: Path, database: sqlite3.Connection) -> None:
     (application,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
-        raise RecordError(
-            f"{path} is not a record of Dynascope; give a run directory, or its rank-*.sqlite file"
-        )
+        raise RecordError(f"{path} is not a record of Dynascope; give a run directory, or its rank-*.sqlite file")
     if version > FORMAT_VERSION:
         raise RecordError(
             f"{path} was written by a newer Dynascope (format {version}, here {FORMAT_VERSION}); "

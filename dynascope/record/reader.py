@@ -57,9 +57,7 @@ class Record:
     @property
     def events(self) -> list[Event]:
         """What happened, of all ranks, in the order of the wall clock."""
-        return sorted(
-            chain.from_iterable(file.events() for file in self._files()), key=lambda event: event.time
-        )
+        return sorted(chain.from_iterable(file.events() for file in self._files()), key=lambda event: event.time)
 
     @property
     def findings(self) -> list[Finding]:
@@ -97,9 +95,7 @@ class Record:
         """The last step of a series, or of all; None when nothing was measured yet."""
         if name is not None:
             self.info(name)
-        return max(
-            (last for file in self._files() if (last := file.last_step(name)) is not None), default=None
-        )
+        return max((last for file in self._files() if (last := file.last_step(name)) is not None), default=None)
 
     def series(
         self,
@@ -116,11 +112,7 @@ class Record:
         steps that a rank lacks are NaN.
         """
         self.info(name)
-        by_rank = {
-            file.rank: array
-            for file in self._files()
-            if (array := _read(file, name, since, until)) is not None
-        }
+        by_rank = {file.rank: array for file in self._files() if (array := _read(file, name, since, until)) is not None}
         if max_points is not None:
             by_rank = _thin(by_rank, max_points)
         return _joined(by_rank)

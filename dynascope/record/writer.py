@@ -115,8 +115,7 @@ class RecordWriter:
                 self._keep(Column(len(self._columns) + 1, series))
             elif known.series != series:
                 raise RecordError(
-                    f"series {series.name!r} is already declared as {known.series}; "
-                    "give the new one another name"
+                    f"series {series.name!r} is already declared as {known.series}; give the new one another name"
                 )
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
@@ -162,9 +161,7 @@ class RecordWriter:
             if self._waiting_bytes > self._buffer_bytes // 2 and self._trouble is None:
                 self._wake.set()
 
-    def event(
-        self, kind: str, message: str, *, step: int | None = None, data: Mapping[str, Any] | None = None
-    ) -> None:
+    def event(self, kind: str, message: str, *, step: int | None = None, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, at this moment of the wall clock."""
         if self._is_open:
             row = (plain_text(kind), plain_text(message), step, time.time(), to_json(data or {}))
@@ -249,9 +246,7 @@ class RecordWriter:
             if self._connection.in_transaction:
                 return  # called from a signal handler that interrupted this very method
             with self._state:
-                taken = [
-                    (column, column.steps, column.values) for column in self._columns.values() if column.steps
-                ]
+                taken = [(column, column.steps, column.values) for column in self._columns.values() if column.steps]
                 for column, _, _ in taken:
                     column.steps, column.values = [], []
                 changed, self._changed = self._changed, {}
@@ -318,9 +313,7 @@ class RecordWriter:
             )
             database.executemany("DELETE FROM chunk WHERE id = ?", replaced)
             database.executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", written)
-            database.executemany(
-                "INSERT INTO event (kind, message, step, time, data) VALUES (?, ?, ?, ?, ?)", events
-            )
+            database.executemany("INSERT INTO event (kind, message, step, time, data) VALUES (?, ?, ?, ?, ?)", events)
             database.executemany("INSERT OR IGNORE INTO finding VALUES (?, ?, ?, ?)", findings)
         return tails
 
@@ -353,8 +346,7 @@ os.register_at_fork(after_in_child=_abandon_all)
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise RecordError(
-            f"{path.parent} already holds a record ({path.name}); choose another run directory, "
-            "or remove this one"
+            f"{path.parent} already holds a record ({path.name}); choose another run directory, or remove this one"
         )
 
 

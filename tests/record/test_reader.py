@@ -106,9 +106,7 @@ def test_ranks_with_different_steps_become_float(tmp_path):
 
 
 def test_spike_of_one_rank_survives_thinning_of_all(tmp_path):
-    _write_ranks(
-        tmp_path, [range(500)] * 2, value=lambda rank, step: 9.0 if (rank, step) == (1, 333) else 0.0
-    )
+    _write_ranks(tmp_path, [range(500)] * 2, value=lambda rank, step: 9.0 if (rank, step) == (1, 333) else 0.0)
     thin = open_record(tmp_path).series("x", max_points=40)
     assert thin.sizes["step"] <= 40
     assert thin.sel(rank=1, step=333) == 9

@@ -187,12 +187,8 @@ def test_events_keep_order_step_and_data(run):
 
 
 def test_finding_of_the_same_place_and_step_is_kept_once(run):
-    finding = Finding(
-        "spike", "warning", 3, "Loss rose.", {"z": float("inf")}, "lr=1e-4", "convention", "loss"
-    )
-    elsewhere = Finding(
-        "spike", "warning", 3, "Loss rose.", {}, "lr=1e-4", "convention", "loss", where="layer 1"
-    )
+    finding = Finding("spike", "warning", 3, "Loss rose.", {"z": float("inf")}, "lr=1e-4", "convention", "loss")
+    elsewhere = Finding("spike", "warning", 3, "Loss rose.", {}, "lr=1e-4", "convention", "loss", where="layer 1")
     with RecordWriter(run) as record:
         for each in (finding, finding, elsewhere):
             record.finding(each)
