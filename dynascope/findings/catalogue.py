@@ -2,13 +2,34 @@
 
 from collections.abc import Sequence
 
+from dynascope.findings.activations import DeadUnits
+from dynascope.findings.attention import AttentionSink, EntropyCollapse
+from dynascope.findings.curvature import EdgeOfStability
 from dynascope.findings.detector import Detector, Follower
+from dynascope.findings.generalization import DelayedGeneralization, Overfitting
+from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
+from dynascope.findings.loss import LossSpike, Plateau
+from dynascope.findings.speed import ThroughputLoss
 from dynascope.record import Finding, Record
 
 
 def all_detectors() -> Sequence[Detector]:
     """A fresh set of every detector."""
-    return ()
+    return [
+        LossSpike(),
+        Plateau(),
+        DivergencePrecursor(),
+        ExplodingGradients(),
+        VanishingGradients(),
+        UpdateRatio(),
+        DeadUnits(),
+        EntropyCollapse(),
+        AttentionSink(),
+        EdgeOfStability(),
+        Overfitting(),
+        DelayedGeneralization(),
+        ThroughputLoss(),
+    ]
 
 
 def detect(record: Record) -> list[Finding]:

@@ -19,7 +19,9 @@ class Detector(Protocol):
     step.
     """
 
-    reads: tuple[str, ...]
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of the series that it is fed."""
 
     def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
         """What follows from the new measurements."""

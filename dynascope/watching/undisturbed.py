@@ -47,11 +47,12 @@ def undisturbed(model: nn.Module, *, training: bool | None = False) -> Iterator[
         finally:
             for module, mode in zip(modules, modes, strict=True):
                 module.training = mode
-            with torch.no_grad():
-                for module, name, buffer, content, version in buffers:
-                    module._buffers[name] = buffer
-                    if buffer._version != version:
-                        buffer.copy_(content)
+            for module, name, buffer, content, version in buffers:
+                module._buffers[name] = buffer
+                # In training mode BatchNorm writes its statistics without telling the version counter; and a counter
+                # that moved would make the backward pass of the real forward refuse the buffer. Hence `.data`.
+                if training is not False or buffer._version != version:
+                    buffer.data.copy_(content)
 
 
 @contextmanager

@@ -1,0 +1,124 @@
+"""Findings on attention: entropy collapse and sinks."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import xarray as xr
+
+from dynascope.findings.history import History, Streak
+from dynascope.record import Finding
+
+
+class EntropyCollapse:
+    """Attention has become one-hot, the state in which transformers turn unstable (2303.06296).
+
+    A single sharp head is healthy (many copy from one place). A collapse is a layer whose mean entropy is below a tenth
+    of the possible and has fallen to half of its own early level; or a head that fell to a quarter of its level while
+    the gradients grew threefold.
+    """
+
+    reads = ("attention/entropy_normalized", "gradients/total_norm_unclipped", "gradients/total_norm")
+    floor, layer_fall, head_fall, growth = 0.1, 0.5, 0.25, 3.0
+    early_looks, looks, window = 3, 2, 50
+
+    def __init__(self) -> None:
+        self._early: list[np.ndarray] = []
+        self._layers: dict[int, Streak] = {}
+        self._heads: dict[tuple[int, int], Streak] = {}
+        self._told: set[int] = set()
+        self._norms = History(self.window)
+        self._source: str | None = None
+
+    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+        """One finding a layer."""
+        self._source = self._source or next((name for name in self.reads[1:] if name in new), None)
+        if self._source is not None and self._source in new:
+            self._norms.extend(new[self._source])
+        entropy = new.get("attention/entropy_normalized")
+        if entropy is None:
+            return
+        for step, now in zip(entropy["step"].values, entropy.values, strict=True):
+            if len(self._early) < self.early_looks:
+                self._early.append(now)
+                continue
+            early = np.mean(self._early, axis=0)
+            is_unstable = self._has_grown(int(step))
+            for layer, name in enumerate(entropy["layer"].values):
+                if layer in self._told:
+                    continue
+                level, before = float(np.nanmean(now[layer])), float(np.nanmean(early[layer]))
+                is_low = level < self.floor and level < self.layer_fall * before
+                since = self._layers.setdefault(layer, Streak(self.looks)).fires(is_low, int(step))
+                head: int | None = None
+                for index in range(now.shape[1]) if since is None else ():
+                    has_fallen = now[layer, index] < min(self.floor, self.head_fall * early[layer, index])
+                    streak = self._heads.setdefault((layer, index), Streak(1))
+                    since = streak.fires(bool(has_fallen and is_unstable), int(step))
+                    if since is not None:
+                        head, level, before = index, float(now[layer, index]), float(early[layer, index])
+                        break
+                if since is not None:
+                    self._told.add(layer)
+                    yield self._finding(since, str(name), head, level, before, is_unstable)
+
+    def _has_grown(self, step: int) -> bool:
+        recent = np.flatnonzero(self._norms.steps <= step)
+        if recent.size < 4:
+            return False
+        usual = np.nanmedian(self._norms.values[recent[:-1]])
+        return bool(np.nanmax(self._norms.values[recent[-5:]]) > self.growth * usual)
+
+    def _finding(
+        self, step: int, layer: str, head: int | None, level: float, before: float, is_unstable: bool
+    ) -> Finding:
+        who = f"{layer}" if head is None else f"head {head} of {layer}"
+        growing = " while gradients grow" if is_unstable else ""
+        return Finding(
+            id="entropy-collapse",
+            severity="critical" if is_unstable else "warning",
+            step=step,
+            message=f"Attention in {who} has collapsed to {level:.0%} of its possible entropy, from {before:.0%}{growing}.",
+            evidence={"entropy_normalized": level, "early": before, "gradients_grow": is_unstable},
+            remedy='dynascope.nn.sigma_reparam(model, gamma="preserve")  # or query-key normalisation, or a longer warmup',
+            source="2303.06296: collapse below a tenth of log T goes with instability",
+            series="attention/entropy_normalized",
+            where=who,
+        )
+
+
+class AttentionSink:
+    """Many heads park their attention on one of the first positions, whatever they are shown."""
+
+    reads = ("attention/sink_mass",)
+    # A head is a sink head above 0.3 of the mass (2410.10781); half of it and a quarter of the heads make it news (ours).
+    mass, share, looks = 0.5, 0.25, 3
+
+    def __init__(self) -> None:
+        self._streak = Streak(self.looks)
+
+    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+        """One finding a run."""
+        sinks = new["attention/sink_mass"]
+        for step, now in zip(sinks["step"].values, sinks.values, strict=True):
+            strongest = np.nanmax(np.where(np.isnan(now), 0.0, now), axis=-1)
+            share = float((strongest > self.mass).mean())
+            since = self._streak.fires(share >= self.share, int(step))
+            if since is not None:
+                layer, head = np.unravel_index(int(strongest.argmax()), strongest.shape)
+                place = int(np.nanargmax(now[layer, head]))
+                where = f"head {head} of {sinks['layer'].values[layer]}"
+                yield Finding(
+                    id="attention-sink",
+                    severity="info",
+                    step=since,
+                    message=(
+                        f"{share:.0%} of the heads put most of their attention on one early position; {where} gives "
+                        f"{strongest[layer, head]:.0%} to position {place}. Keep it in a KV cache, and expect outliers "
+                        "when quantizing."
+                    ),
+                    evidence={"share_of_heads": share, "strongest": float(strongest[layer, head]), "position": place},
+                    remedy="tokens = torch.cat([bos.expand(len(tokens), 1), tokens], 1)  # give the sink a token of its own",
+                    source="2309.17453; threshold after 2410.10781",
+                    series="attention/sink_mass",
+                    where=where,
+                )
