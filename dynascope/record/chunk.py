@@ -27,9 +27,13 @@ class Chunk:
         stacked = np.stack(values) if np.ndim(values[0]) else np.array(values)
         return cls(np.array(steps, dtype=np.int64), stacked.astype(storage_dtype(stacked.dtype), copy=False))
 
-    def followed_by(self, later: "Chunk") -> "Chunk":
-        """Both chunks as one."""
-        return Chunk(np.concatenate([self.steps, later.steps]), np.concatenate([self.values, later.values]))
+    @classmethod
+    def joined(cls, chunks: Sequence["Chunk"]) -> "Chunk":
+        """Chunks that follow each other as one."""
+        return cls(
+            np.concatenate([chunk.steps for chunk in chunks]),
+            np.concatenate([chunk.values for chunk in chunks]),
+        )
 
     def pieces(self) -> Iterator["Chunk"]:
         """The chunk cut into full ones and a rest."""

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+import numpy as np
 
 from dynascope.record.chunk import Chunk
 from dynascope.record.model import Event, Finding, RecordError, Series
@@ -86,6 +89,28 @@ class RankFile:
                     raise RecordError(
                         f"{self.path}: series {name!r}: {error}; copy the record again from its source"
                     ) from None
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The dtype that holds all values of a series; float64 before the first one."""
+        with self._open() as database:
+            rows = database.execute(
+                "SELECT DISTINCT dtype FROM chunk WHERE series = (SELECT id FROM series WHERE name = ?)", (name,)
+            )
+            dtypes = [np.dtype(dtype) for (dtype,) in rows]
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.float64)
+
+    def windows(self, num_bytes: int) -> list[tuple[int, int]]:
+        """Ranges of steps, both ends included, that follow each other and hold about `num_bytes` of values each."""
+        with self._open() as database:
+            (first,) = database.execute("SELECT min(first) FROM chunk").fetchone()
+            rows = database.execute("SELECT last, length(data) FROM chunk ORDER BY last").fetchall()
+        ranges, size = [], 0
+        for position, (last, length) in enumerate(rows):
+            size += length
+            if (size >= num_bytes or position == len(rows) - 1) and last >= first:
+                ranges.append((first, last))
+                first, size = last + 1, 0
+        return ranges
 
     def events(self) -> list[Event]:
         """All events in the order in which they were recorded."""

@@ -30,7 +30,7 @@ def open_record(path: str | Path) -> "Record":
     >>> open_record("runs/mine")["loss"].plot()  # doctest: +SKIP
     """
     record = Record(Path(path))
-    for file in record._files():
+    for file in record.files():
         file.check()
     return record
 
@@ -47,7 +47,7 @@ class Record:
     @property
     def ranks(self) -> list[int]:
         """The ranks that have written so far."""
-        return [file.rank for file in self._files()]
+        return [file.rank for file in self.files()]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -57,33 +57,43 @@ class Record:
     @property
     def events(self) -> list[Event]:
         """What happened, of all ranks, in the order of the wall clock."""
-        return sorted(chain.from_iterable(file.events() for file in self._files()), key=lambda event: event.time)
+        return sorted(chain.from_iterable(file.events() for file in self.files()), key=lambda event: event.time)
 
     @property
     def findings(self) -> list[Finding]:
         """What detectors concluded, in the order in which they did."""
-        return [finding for file in self._files() for finding in file.findings()]
+        return [finding for file in self.files() for finding in file.findings()]
+
+    def files(self) -> list[RankFile]:
+        """The files of all processes that have written so far; RecordError when there is none."""
+        if self.path.is_file():
+            return [RankFile(self.path)]
+        files = [RankFile(path) for path in sorted(self.path.glob("rank-*.sqlite"))]
+        if not files:
+            reason = "holds no record" if self.path.is_dir() else "does not exist"
+            raise RecordError(f"{self.path} {reason}; give the directory of a run, or its rank-*.sqlite file")
+        return files
 
     def is_live(self) -> bool:
         """Whether a process is writing it."""
-        return any(is_held(lock_path(file.path)) for file in self._files())
+        return any(is_held(lock_path(file.path)) for file in self.files())
 
     def names(self) -> list[str]:
         """Names of all series, in the order of their declaration."""
-        return list(dict.fromkeys(name for file in self._files() for name in file.series()))
+        return list(dict.fromkeys(name for file in self.files() for name in file.series()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(file.find(name) for file in self._files())
+        return isinstance(name, str) and any(file.find(name) for file in self.files())
 
     def __getitem__(self, name: str) -> "xarray.DataArray":
         return self.series(name)
 
     def info(self, name: str) -> Series:
         """The declaration of a series; KeyError with names that are near when there is none."""
-        for file in self._files():
+        for file in self.files():
             found = file.find(name)
             if found is not None:
                 return found[1]
@@ -95,7 +105,7 @@ class Record:
         """The last step of a series, or of all; None when nothing was measured yet."""
         if name is not None:
             self.info(name)
-        return max((last for file in self._files() if (last := file.last_step(name)) is not None), default=None)
+        return max((last for file in self.files() if (last := file.last_step(name)) is not None), default=None)
 
     def series(
         self,
@@ -112,7 +122,12 @@ class Record:
         steps that a rank lacks are NaN.
         """
         self.info(name)
-        by_rank = {file.rank: array for file in self._files() if (array := _read(file, name, since, until)) is not None}
+        held = {file: found for file in self.files() if (found := file.find(name)) is not None}
+        measured = {file: found for file, found in held.items() if found[2] is not None}
+        by_rank = {
+            file.rank: _read(file, declared, shape, since, until)
+            for file, (_, declared, shape) in (measured or held).items()
+        }
         if max_points is not None:
             by_rank = _thin(by_rank, max_points)
         return _joined(by_rank)
@@ -128,39 +143,27 @@ class Record:
     def __repr__(self) -> str:
         return f"<Record {str(self.path)!r}: {len(self.names())} series, last step {self.last_step()}>"
 
-    def _files(self) -> list[RankFile]:
-        if self.path.is_file():
-            return [RankFile(self.path)]
-        files = [RankFile(path) for path in sorted(self.path.glob("rank-*.sqlite"))]
-        if not files:
-            reason = "holds no record" if self.path.is_dir() else "does not exist"
-            raise RecordError(f"{self.path} {reason}; give the directory of a run, or its rank-*.sqlite file")
-        return files
 
-
-def _read(file: RankFile, name: str, since: int | None, until: int | None) -> "xarray.DataArray | None":
+def _read(
+    file: RankFile, series: Series, shape: tuple[int, ...] | None, since: int | None, until: int | None
+) -> "xarray.DataArray":
     import xarray
 
-    found = file.find(name)
-    if found is None:
-        return None
-    _, series, shape = found
-    chunks = [chunk for _, chunk in file.chunks(name, since, until)]
     if shape is None:  # declared, and nothing measured yet
         shape = tuple(len(series.coords.get(dim, ())) for dim in series.dims)
-    whole = Chunk(
-        np.concatenate([np.empty(0, np.int64), *(chunk.steps for chunk in chunks)]),
-        np.concatenate([chunk.values for chunk in chunks]) if chunks else np.empty((0, *shape)),
-    )
+    chunks = [chunk for _, chunk in file.chunks(series.name, since, until)]
+    empty = Chunk(np.empty(0, np.int64), np.empty((0, *shape), file.dtype(series.name)))
+    whole = Chunk.joined([empty, *chunks])
     wanted = slice(
         0 if since is None else int(np.searchsorted(whole.steps, since)),
         None if until is None else int(np.searchsorted(whole.steps, until, side="right")),
     )
+    labels = {dim: list(series.coords.get(dim, range(size))) for dim, size in zip(series.dims, shape, strict=True)}
     return xarray.DataArray(
         whole.values[wanted],
         dims=("step", *series.dims),
-        coords={"step": whole.steps[wanted], **{dim: list(labels) for dim, labels in series.coords.items()}},
-        name=name,
+        coords={"step": whole.steps[wanted], **labels},
+        name=series.name,
         attrs={"unit": series.unit, "description": series.description},
     )
 

@@ -295,7 +295,7 @@ class RecordWriter:
             while tail and tail[-1][1].values.nbytes <= chunk.values.nbytes:
                 identity, earlier = tail.pop()
                 replaced.append((identity,))
-                chunk = earlier.followed_by(chunk)
+                chunk = Chunk.joined([earlier, chunk])
             for piece in chunk.pieces():
                 written.append((self._next_chunk, column.id, *piece.row(), now))
                 if not piece.is_full:

@@ -109,7 +109,7 @@ def test_many_small_flushes_leave_few_chunks(run):
         for step in range(300):
             record.add(step, {"x": float(step)})
             record.flush()
-    (file,) = open_record(run)._files()
+    (file,) = open_record(run).files()
     assert len(list(file.chunks("x"))) <= 9
     assert open_record(run)["x"].values.tolist() == list(range(300))
 
