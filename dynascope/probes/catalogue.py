@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from dynascope.probes.activations import Activations, DeadUnits
 from dynascope.probes.adam import AdamHealth
+from dynascope.probes.attention import Attention
 from dynascope.probes.curvature import Curvature
 from dynascope.probes.gradients import GradientNoise, Gradients
 from dynascope.probes.memory import Memory
 from dynascope.probes.probe import Probe
 from dynascope.probes.residual import Residual
 from dynascope.probes.updates import Updates
+from dynascope.probes.weights import Weights
 
 _ALL: tuple[type[Probe], ...] = (
     Gradients,
@@ -20,6 +22,8 @@ _ALL: tuple[type[Probe], ...] = (
     Activations,
     DeadUnits,
     Residual,
+    Attention,
+    Weights,
     Memory,
     Curvature,
 )

@@ -27,7 +27,8 @@ def effective_rank(matrix: Float[Tensor, "positions features"]) -> Float[Tensor,
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum()
-    return torch.special.entr(share).sum().exp()
+    rank: Tensor = torch.special.entr(share).sum().exp()
+    return rank
 
 
 def residual_peak(states: Float[Tensor, "rows positions features"]) -> Float[Tensor, ""]:
@@ -37,7 +38,8 @@ def residual_peak(states: Float[Tensor, "rows positions features"]) -> Float[Ten
     tensor(1.)
     """
     norms = states.float().norm(dim=-1)
-    return (norms.amax(dim=1) / norms.median(dim=1).values).mean()
+    peak: Tensor = (norms.amax(dim=1) / norms.median(dim=1).values).mean()
+    return peak
 
 
 class Residual(Probe):

@@ -17,7 +17,7 @@ class StepView:
     parameter before. `previous_gradients` are those of the step before. `states` is the optimizer's own state of each
     parameter (`exp_avg_sq`, …) and `groups` its settings (`lr`, `eps`, …). `num_examples` is the batch size of the
     step where known. Under sharding (FSDP2) every tensor is this process's shard; `sum_over_shards` adds what the
-    shards contribute, and `whole` gathers one tensor.
+    shards contribute, and `whole` gathers one tensor; `full_shapes` are the shapes before sharding.
     """
 
     step: int
@@ -29,7 +29,18 @@ class StepView:
     groups: Mapping[str, Mapping[str, Any]]
     num_examples: int | None = None
     sum_over_shards: Callable[[Sequence[str], Tensor], Tensor] = lambda names, contributions: contributions
-    whole: Callable[[str], Tensor] | None = None
+    gather: Callable[[str], Tensor] | None = None
+
+    full_shapes: Mapping[str, torch.Size] | None = None
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """The shape of each whole parameter."""
+        return self.full_shapes or {name: parameter.shape for name, parameter in self.parameters.items()}
+
+    def whole(self, name: str) -> Tensor:
+        """One parameter, gathered from its shards if it has any."""
+        return self.parameters[name] if self.gather is None else self.gather(name)
 
     def squared_norms(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " parameter"]:
         """Squared norm of each parameter's tensor in float32, in the order of `parameters`; NaN where there is none."""
@@ -46,11 +57,6 @@ class StepView:
             return total
         index = torch.tensor([place[name] for name in names], device=contributions.device)
         return contributions.new_full((len(place),), float("nan")).index_copy(0, index, total)
-
-    def whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter by name, gathered from its shards one at a time."""
-        for name, parameter in self.parameters.items():
-            yield name, parameter if self.whole is None else self.whole(name)
 
 
 def foreach_norm(tensors: list[Tensor]) -> list[Float[Tensor, ""]]:

@@ -180,10 +180,11 @@ def _number(value: Any) -> float | None:
 def _mask_of(packet: Any, args: Sequence[Any], followed: Mapping[int, Any]) -> Tensor | None:
     """What a masking operation hides, as a bool mask (True = visible) or as something added to the logits."""
     if packet in {aten.masked_fill, aten.masked_fill_}:
-        return ~args[1]
+        hidden: Tensor = args[1]
+        return ~hidden
     if packet is aten.where:
-        condition, chosen, _ = args
-        is_product_chosen = isinstance(chosen, Tensor) and _address(chosen) in followed
+        condition: Tensor = args[0]
+        is_product_chosen = isinstance(args[1], Tensor) and _address(args[1]) in followed
         return condition if is_product_chosen else ~condition
     return next((a for a in args[:2] if isinstance(a, Tensor) and _address(a) not in followed), None)
 

@@ -1,5 +1,6 @@
 """Following one optimizer: what happens between two of its steps, measured and sent to the record."""
 
+import itertools
 import math
 import time
 import weakref
@@ -157,12 +158,10 @@ class Tracker:
         probes = [probe for probe in self._probes.values() if probe.name in self._due and probe.needs <= STEP_NEEDS]
         if not probes:
             return
-        view: StepView | None = None
+        views: list[StepView] = []
         with self._paying(*(probe.name for probe in probes)):
-            view = self._step_view(frozenset().union(*(probe.needs for probe in probes)))
-        if view is None:
-            return
-        for probe in probes:
+            views.append(self._step_view(frozenset().union(*(probe.needs for probe in probes))))
+        for view, probe in itertools.product(views, probes):
             if Need.PREVIOUS_GRADIENTS in probe.needs and not view.previous_gradients:
                 continue  # at the very first step there is none; the probe stays due
             with self._paying(probe.name), torch.no_grad():
@@ -194,7 +193,8 @@ class Tracker:
             groups={name: group_of[id(parameter)] for name, parameter in named.items()},
             num_examples=self._num_examples or None,
             sum_over_shards=summing_over_shards(named),
-            whole=lambda name: whole(named[name]),
+            gather=lambda name: whole(named[name]),
+            full_shapes={name: parameter.shape for name, parameter in named.items()},
         )
 
     def _plan_next(self) -> None:
