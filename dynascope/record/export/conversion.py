@@ -36,7 +36,7 @@ def export(
         write = import_module(f"dynascope.record.export.to_{to}").write
     except ModuleNotFoundError as error:
         raise ValueError(
-            f'export to {to} needs {error.name}, which is not installed: pip install "dynascope[export]"'
+            f'export to {to} needs {str(error.name).split(".")[0]}, which is not installed: pip install "dynascope[export]"'
         ) from None
     home = record.path if record.path.is_dir() else record.path.parent
     target = Path(output) if output is not None else home / "export" / _NAMES[to]

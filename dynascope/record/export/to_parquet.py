@@ -73,8 +73,8 @@ def _write_series(files: list[RankFile], series: Series, path: Path) -> None:
         for file in holding:
             for chunk in _batches(file, series.name):
                 count, shape = len(chunk.steps), chunk.values.shape[1:]
-                places = np.indices(shape).reshape(len(shape), -1)
                 row_length = int(np.prod(shape, dtype=np.int64))
+                places = np.indices(shape).reshape(len(shape), row_length)
                 columns = {
                     "rank": pa.array(np.full(count * row_length, file.rank, np.int32)),
                     "step": pa.array(np.repeat(chunk.steps, row_length)),
