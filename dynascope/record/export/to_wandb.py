@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import wandb
+from wandb.sdk import wandb_setup
 
 from dynascope.record.export.rows import WINDOW_BYTES, rows_by_process
 from dynascope.record.reader import Record
@@ -44,3 +45,7 @@ def write(record: Record, output: Path, progress: Callable[[float], None]) -> No
         for row in rows:
             run.log(row.values, step=row.step)
         run.finish()
+    # `finish` returns before W&B's own process has written the file; only ending that process waits for it. It is left
+    # running where it serves runs of the caller's own: then the file is whole a moment later.
+    if wandb_setup.singleton().most_recent_active_run is None:
+        wandb.teardown()

@@ -11,7 +11,7 @@ import pytest
 import xarray
 
 from dynascope.record import Finding, RecordError, RecordWriter, Series, open_record
-from dynascope.record.export import export
+from dynascope.record.export import export, rows, to_netcdf, to_parquet
 from dynascope.record.export.rows import tags
 from dynascope.record.export.to_mlflow import metric_name
 from dynascope.record.export.to_netcdf import group_of
@@ -330,15 +330,20 @@ def test_failed_export_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_long_series_is_streamed_whole(tmp_path):
-    # 300 000 steps are several windows of every exporter that goes a window at a time.
+def test_windows_that_cut_chunks_lose_and_repeat_nothing(tmp_path, monkeypatch):
+    # A chunk holds 2048 scalars or 1024 pairs; windows of 20 kB end in the midst of both kinds.
+    monkeypatch.setattr(rows, "WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(to_netcdf, "_WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(to_parquet, "_BATCH_BYTES", 20_000)
     with RecordWriter(tmp_path / "run") as writer:
-        for step in range(300_000):
-            writer.add(step, {"x": float(step)})
-    values = np.arange(300_000.0)
+        for step in range(8000):
+            values = {"x": float(step)}
+            writer.add(step, values if step % 3 else {**values, "pair": np.array([step, -step])})
+    expected = np.arange(8000)
     table = pq.read_table(export(tmp_path / "run", "parquet") / "x.parquet")
-    assert (table["value"].to_numpy() == values).all()
-    with xarray.open_dataset(export(tmp_path / "run", "netcdf"), group="x", engine="h5netcdf") as dataset:
-        assert (dataset["value"].values == values).all()
+    assert (table["value"].to_numpy() == expected).all()
+    with xarray.open_dataset(export(tmp_path / "run", "netcdf"), group="pair", engine="h5netcdf") as dataset:
+        assert (dataset["value"].values[:, 1] == -expected[::3]).all()
     scalars = read_tensorboard(export(tmp_path / "run", "tensorboard"))
-    assert scalars["x"] == list(enumerate(values.tolist()))
+    assert scalars["x"] == [(step, step) for step in range(8000)]
+    assert scalars["pair/dim_0=1"] == [(step, -step) for step in range(0, 8000, 3)]
