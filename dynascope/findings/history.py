@@ -48,7 +48,7 @@ class Streak:
         self._count = 0
         self._has_fired = False
 
-    def fires(self, holds: bool, step: int) -> int | None:
+    def fires(self, holds: bool | np.bool, step: int) -> int | None:
         """The step at which the streak began, the first time that it is long enough; None otherwise."""
         if not holds:
             self._since, self._count = None, 0

@@ -139,14 +139,18 @@ class Watch:
             trace = "".join(traceback.format_exception(error))
             self._writer.event("exception", message, step=self.step, data={"traceback": trace})
         self._writer.event("end", f"{self.num_steps} optimizer steps", step=self.step)
+        if self._writer.rank == 0:
+            self._guarded(self._look_for_findings)()
         try:
-            if self._writer.rank == 0:
-                self._writer.flush()
-                for finding in detect(open_record(self.run)):
-                    self._writer.finding(finding)
             self._writer.close()
         except (RecordError, OSError) as problem:
             warnings.warn(f"dynascope: {problem}", stacklevel=2)
+
+    def _look_for_findings(self) -> None:
+        self._writer.flush()
+        with open_record(self.run) as record:
+            for finding in detect(record):
+                self._writer.finding(finding)
 
     # What the user says
 

@@ -19,6 +19,7 @@ class DynascopeCallback(TrainerCallback):
 
     def __init__(self, **settings: Any) -> None:
         self._settings = settings
+        self._last_step: dict[str, int] = {}
         self.watch: Watch | None = None
 
     def on_train_begin(
@@ -40,9 +41,11 @@ class DynascopeCallback(TrainerCallback):
         """Record the trainer's own numbers; its training loss is kept as `trainer/loss` beside the watch's."""
         if self.watch is None or not state.is_world_process_zero:
             return
-        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
-        renamed = {_series_name(name): value for name, value in numbers.items()}
-        self.watch.log(renamed, step=state.global_step)
+        numbers = {_series_name(name): value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
+        # The trainer logs several times at one step (its own numbers, an evaluation, the summary): the first counts.
+        fresh = {name: value for name, value in numbers.items() if self._last_step.get(name, -1) < state.global_step}
+        self._last_step |= dict.fromkeys(fresh, state.global_step)
+        self.watch.log(fresh, step=state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

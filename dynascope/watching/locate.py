@@ -1,7 +1,7 @@
 """Finding the model that an optimizer trains, and its outermost caller, among the living objects."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ class Located:
     """A model and the ways into it.
 
     `model` is the plain module, free of compile and data-parallel wrappers. `entrances` are the modules whose call may
-    be the outermost one that runs it: the model itself, its wrappers, and modules that contain it. What lies inside a
-    compiled module is no entrance, so that nothing is changed where the compiler looks.
+    be the outermost one that runs it: the model itself, its wrappers, modules that contain it, and what holds most of
+    it (a Lightning module is never called itself, but the network inside is). What lies inside a compiled module is no
+    entrance, so that nothing is changed where the compiler looks.
     """
 
     model: nn.Module
@@ -44,17 +45,13 @@ def locate(parameters: Iterable[Tensor], hint: nn.Module | None = None) -> Locat
         top = max(roots, key=owned, default=None)
         if top is None or owned(top) == 0:
             return None
-        model, share = top, owned(top)
-        # Down to the innermost module that still owns all of it.
-        while (inner := next((c for c in model.children() if owned(c) == share), None)) is not None:
-            model = inner
-        chain = [model, *_ancestors(model, parents)]
-        model = _plain(chain, model)
+        model = _innermost_owner(top, owned, share=1.0)[-1]
+        model = _plain([model, *_ancestors(model, parents)], model)
     else:
         model = hint
         while (inside := wrapped(model)) is not None:
             model = inside
-        chain = [model, *_ancestors(model, parents)]
+    chain = [*_innermost_owner(model, owned, share=0.5), *_ancestors(model, parents)]
     compiled = [module for module in chain if _is_compiled(module)]
     if compiled:
         hidden = {id(inner) for module in compiled for inner in module.modules()} - {id(m) for m in compiled}
@@ -71,6 +68,14 @@ def wrapped(module: nn.Module) -> nn.Module | None:
     else:
         return None
     return inner
+
+
+def _innermost_owner(model: nn.Module, owned: Callable[[nn.Module], int], share: float) -> list[nn.Module]:
+    """From `model` inwards: each module that still owns at least `share` of what `model` owns."""
+    chain, least = [model], share * owned(model)
+    while (inner := next((child for child in chain[-1].children() if owned(child) >= max(least, 1)), None)) is not None:
+        chain.append(inner)
+    return chain
 
 
 def _plain(chain: Sequence[nn.Module], innermost: nn.Module) -> nn.Module:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dynascope.record import RecordWriter
 
+Measured = Tensor | np.ndarray | np.generic | float | list[float]
+
 
 class Outbox:
     """Takes measurements as tensors and hands them to the record as arrays, in order, never stopping the device.
@@ -19,14 +21,14 @@ class Outbox:
 
     def __init__(self, writer: RecordWriter) -> None:
         self._writer = writer
-        self._on_the_way: deque[tuple[int, dict[str, Tensor | float], torch.cuda.Event | None]] = deque()
+        self._on_the_way: deque[tuple[int, dict[str, Measured], torch.cuda.Event | None]] = deque()
 
-    def put(self, step: int, values: Mapping[str, Tensor | float]) -> None:
+    def put(self, step: int, values: Mapping[str, Measured]) -> None:
         """Record `values` at `step` as soon as they are here."""
         if not values:
             return
         arrived: torch.cuda.Event | None = None
-        here: dict[str, Tensor | float] = {}
+        here: dict[str, Measured] = {}
         for name, value in values.items():
             if isinstance(value, Tensor) and value.is_cuda:
                 here[name] = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
@@ -54,7 +56,7 @@ class Outbox:
         self._write_arrived()
 
 
-def _as_array(value: Tensor | float) -> np.ndarray | float:
+def _as_array(value: Measured) -> np.ndarray | np.generic | float | list[float]:
     if not isinstance(value, Tensor):
         return value
     value = value.detach()

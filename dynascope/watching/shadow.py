@@ -43,11 +43,13 @@ def shadow_pass(
     kwargs: Mapping[str, Any],
     needs: frozenset[Need],
     observe: Observer,
+    prefix: str = "",
 ) -> None:
     """Run `model` on the first rows of its arguments and show `observe` each place that some probe needs.
 
     Nothing is kept between places: memory is that of one evaluation forward pass on at most 1024 positions, plus the
-    largest view. The model runs in evaluation mode under the caller's autocast, without gradients.
+    largest view. The model runs in evaluation mode under the caller's autocast, without gradients. `prefix` stands
+    before the names of modules, where `model` is a part of something larger.
 
     >>> shadow_pass(model, (tokens,), {}, frozenset({Need.ATTENTION}), lambda need, view: print(view.name))
     """
@@ -60,7 +62,7 @@ def shadow_pass(
         return leaf[:rows] if is_batched else leaf
 
     args, kwargs = tree_map(first_rows, (tuple(args), dict(kwargs)))
-    with undisturbed(model), torch.no_grad(), _Taps(model, needs, observe):
+    with undisturbed(model), torch.no_grad(), _Taps(model, needs, observe, prefix):
         model(*args, **kwargs)
 
 
@@ -96,9 +98,9 @@ def residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
 class _Taps(TorchDispatchMode):
     """Sees modules through global hooks and operations through dispatch, for the length of one pass."""
 
-    def __init__(self, model: nn.Module, needs: frozenset[Need], observe: Observer) -> None:
+    def __init__(self, model: nn.Module, needs: frozenset[Need], observe: Observer, prefix: str) -> None:
         super().__init__()
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names = {id(module): f"{prefix}{name}".rstrip(".") for name, module in model.named_modules()}
         self._blocks = {id(block) for block in residual_blocks(model).values()}
         self._needs = needs
         self._observe = observe

@@ -245,17 +245,14 @@ class Tracker:
             return
         batch = next((leaf for leaf in leaves((args, kwargs)) if leaf.ndim), None)
         self._num_examples += 0 if batch is None else batch.shape[0]
-        model = self._model() if self._model is not None else None
-        if model is None:
-            return
         probes = [p for p in self._probes.values() if p.name in self._due - self._looked and p.needs <= SHADOW_NEEDS]
+        inner = entrance
+        while (inside := wrapped(inner)) is not None:
+            inner = inside
         if probes:
-            inner = entrance
-            while (inside := wrapped(inner)) is not None:
-                inner = inside
             self._look_inside(inner, args, kwargs, probes)
         if self._due_probes(Need.CURVATURE):
-            self._hessian = HessianWatch(model, _parameters_of(self._optimizer), args, kwargs)
+            self._hessian = HessianWatch(inner, _parameters_of(self._optimizer), args, kwargs)
 
     def _leave(self, entrance: nn.Module, output: Any) -> None:
         if torch.is_grad_enabled() and entrance.training:
@@ -286,13 +283,20 @@ class Tracker:
         needs = frozenset().union(*(probe.needs for probe in probes))
         began = time.perf_counter()
         with self._paying(*names, is_free=True):
-            shadow_pass(model, args, kwargs, needs, observe)
+            shadow_pass(model, args, kwargs, needs, observe, self._prefix_of(model))
         shared = (time.perf_counter() - began - inside) / len(probes)
         for probe in probes:
             if probe.name in self._probes:
                 self._looked.add(probe.name)
                 self._costs[probe.name] = self._costs.get(probe.name, 0.0) + shared
                 self._keep(probe, self._collector.places(probe, measured[probe.name]))
+
+    def _prefix_of(self, part: nn.Module) -> str:
+        """What stands before the part's module names in the whole model."""
+        model = self._model() if self._model is not None else None
+        modules = model.named_modules() if model is not None else []
+        name = next((_clean(name) for name, module in modules if module is part), "")
+        return f"{name}." if name else ""
 
     def _keep(self, probe: Probe, values: Mapping[str, Tensor]) -> None:
         if probe.name not in self._muted:

@@ -69,7 +69,9 @@ def test_two_processes_bit_identical(kind: str, tmp_path: Path) -> None:
         return [torch.load(f"{output}.{rank}", weights_only=True) for rank in (0, 1)]
 
     expected = torchrun(tmp_path / "bare")
-    seen = torchrun(tmp_path / "watched", "-m", "--", "dynascope", "watch", "--run", str(tmp_path / "run"), "--every", "2")
+    seen = torchrun(
+        tmp_path / "watched", "-m", "--", "dynascope", "watch", "--run", str(tmp_path / "run"), "--every", "2"
+    )
     assert_same(expected, seen, kind)
     record = dynascope.open(tmp_path / "run")
     assert record.ranks == [0, 1]
