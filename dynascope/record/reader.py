@@ -16,7 +16,7 @@ from dynascope.record.model import Event, Finding, RecordError, Series
 from dynascope.record.rank_file import RankFile
 from dynascope.record.run_file import read_run_file
 from dynascope.record.schema import lock_path
-from dynascope.record.thinning import thinned
+from dynascope.record.thinning import MIN_POINTS, thinned
 
 if TYPE_CHECKING:  # loading xarray takes a third of a second, which a training script need not pay
     import xarray
@@ -119,7 +119,7 @@ class Record:
 
         `max_points` (at least 8) thins it for a chart: of scalars the extremes and what is not finite stay,
         of arrays every k-th. When several ranks hold the series, a leading dim "rank" tells them apart, and
-        steps that a rank lacks are NaN.
+        steps that a rank lacks are NaN; each rank then keeps its share of `max_points`, at least 8.
         """
         self.info(name)
         held = {file: found for file in self.files() if (found := file.find(name)) is not None}
@@ -170,7 +170,7 @@ def _read(
 
 def _thin(by_rank: dict[int, "xarray.DataArray"], max_points: int) -> dict[int, "xarray.DataArray"]:
     """Each rank at the steps that any rank wants to keep, so that they stay comparable."""
-    share = max_points if len(by_rank) == 1 else max(max_points // len(by_rank), 8)
+    share = max(max_points // len(by_rank), min(max_points, MIN_POINTS))
     kept = [array.step.values[thinned(array.values, share)] for array in by_rank.values()]
     steps = reduce(np.union1d, kept)
     return {rank: array[np.isin(array.step.values, steps)] for rank, array in by_rank.items()}

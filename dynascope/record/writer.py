@@ -368,6 +368,7 @@ def _create(path: Path) -> sqlite3.Connection:
 def _stand_alone(database: sqlite3.Connection) -> None:
     """Fold the write-ahead log into the file, which can then be copied alone and read anywhere."""
     try:
+        database.execute("PRAGMA busy_timeout = 500")
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("PRAGMA journal_mode = DELETE")
     except sqlite3.OperationalError:

@@ -48,6 +48,12 @@ def test_max_points_below_eight_is_refused(run):
         open_record(run).series("train/loss", max_points=1)
 
 
+def test_max_points_below_eight_is_refused_for_several_ranks_too(tmp_path):
+    _write_ranks(tmp_path, [range(20), range(20)])
+    with pytest.raises(ValueError, match="at least 8"):
+        open_record(tmp_path).series("x", max_points=7)
+
+
 def test_unknown_name_lists_near_ones(run):
     with pytest.raises(KeyError, match="did you mean 'train/loss'"):
         open_record(run)["train/los"]
@@ -153,6 +159,19 @@ def test_reader_in_the_middle_of_a_question_does_not_hold_up_the_writer(tmp_path
         assert open_record(tmp_path).last_step() == 1
         assert asking.execute("SELECT max(last) FROM chunk").fetchone() == (0,)
         asking.close()
+
+
+def test_writer_closes_while_a_reader_is_in_the_middle_of_a_question(tmp_path):
+    writer = RecordWriter(tmp_path)
+    writer.add(0, {"x": 0.0})
+    writer.flush()
+    asking = sqlite3.connect(f"file:{tmp_path}/rank-00000.sqlite?mode=ro", uri=True, isolation_level=None)
+    asking.execute("BEGIN")
+    asking.execute("SELECT max(last) FROM chunk").fetchone()
+    writer.add(1, {"x": 1.0})
+    writer.close()
+    asking.close()
+    assert open_record(tmp_path)["x"].values.tolist() == [0, 1]
 
 
 def test_rank_that_joins_later_is_seen(tmp_path):

@@ -234,6 +234,19 @@ def test_wandb_log_has_one_run_a_rank(ranks, tmp_path):
     assert [(step, values["x"]) for step, values in runs["rank-00001"][1]] == [(0, 10), (2, 12)]
 
 
+def test_wandb_runs_of_the_caller_go_on(ranks, tmp_path):
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_disable_meta=True)
+    mine = wandb.init(mode="offline", dir=str(tmp_path), project="mine", name="mine", settings=settings)
+    export(ranks, "wandb", tmp_path / "out")
+    assert wandb.run is mine
+    mine.log({"x": 7})
+    mine.finish()
+    wandb.teardown()
+    assert [values["x"] for _, values in read_wandb(tmp_path)["mine"][1]] == [7]
+
+
 def test_wandb_refuses_negative_steps(tmp_path):
     with RecordWriter(tmp_path / "run") as writer:
         writer.add(-1, {"x": 1.0})
