@@ -35,6 +35,10 @@ class Chunk:
             np.concatenate([chunk.values for chunk in chunks]),
         )
 
+    def copy(self) -> "Chunk":
+        """The same measurements in arrays of their own, which keep no larger array alive."""
+        return Chunk(self.steps.copy(), self.values.copy())
+
     def pieces(self) -> Iterator["Chunk"]:
         """The chunk cut into full ones and a rest."""
         row_bytes = max(1, self.values[:1].nbytes)

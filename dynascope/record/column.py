@@ -8,7 +8,8 @@ import numpy as np
 from dynascope.record.chunk import Chunk, storage_dtype
 from dynascope.record.model import RecordError, Series
 
-_INT64 = range(-(2**63), 2**63)
+INT64 = range(-(2**63), 2**63)
+MAX_BYTES = 2**28  # SQLite holds no blob of 1 GB, and such a value is no measurement any more
 
 
 class Column:
@@ -37,7 +38,7 @@ class Column:
     def admit(self, value: Any) -> Any:
         """The value as it will be kept: a Python or NumPy number, or an array of the writer's own."""
         try:
-            if value.__class__ is int and value in _INT64:
+            if value.__class__ is int and value in INT64:
                 shape: tuple[int, ...] = ()
             elif value.__class__ is not float:
                 plain = np.asarray(_plain(value))
@@ -46,6 +47,8 @@ class Column:
                 value = value if shape else value[()]
             else:
                 shape = ()
+            if np.prod(shape, dtype=float) * 8 > MAX_BYTES:
+                raise RecordError(f"a value of shape {shape} is too large; record what summarises it instead")
         except (RecordError, ValueError, TypeError) as error:
             raise RecordError(f"series {self.series.name!r}: {error}") from None
         expected = self._expected_shape(shape)

@@ -12,7 +12,6 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from dynascope.record import locking
 from dynascope.record.chunk import Chunk
-from dynascope.record.column import Column, checked, plain_text
+from dynascope.record.column import INT64, Column, checked, plain_text
 from dynascope.record.model import Finding, RecordError, Series
 from dynascope.record.run_file import write_run_file
 from dynascope.record.schema import ARTIFACTS, SCHEMA, lock_path, rank_path, series_row, to_json
@@ -87,7 +86,7 @@ class RecordWriter:
         self._findings: list[tuple[Any, ...]] = []
         self._waiting_bytes = 0
         self._next_chunk = 1
-        self._is_open = True
+        self._is_open, self._is_writing = True, False
         self._trouble: str | None = None
         self._num_dropped = 0
         # Reentrant, so that a signal handler that logs does not wait for the code that it interrupted.
@@ -128,9 +127,12 @@ class RecordWriter:
         if not self._is_open:
             return
         if self._waiting_bytes >= self._buffer_bytes and not self._make_room():
-            self._num_dropped += len(values)
+            with self._state:
+                self._num_dropped += len(values)
             return
         step = operator.index(step)
+        if step not in INT64:
+            raise RecordError(f"step {step} is beyond what 64 bits hold; count steps from a smaller number")
         size = _POINT_BYTES * len(values)
         staged = []
         fresh: dict[str, Column] = {}
@@ -164,14 +166,16 @@ class RecordWriter:
     def event(self, kind: str, message: str, *, step: int | None = None, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, at this moment of the wall clock."""
         if self._is_open:
-            row = (plain_text(kind), plain_text(message), step, time.time(), to_json(data or {}))
+            at = None if step is None else operator.index(step)
+            row = (plain_text(kind), plain_text(message), at, time.time(), to_json(data or {}))
             with self._state:
                 self._events.append(row)
 
     def finding(self, finding: Finding) -> None:
         """Record what a detector concluded; the same (id, where, step) again is kept once."""
         if self._is_open:
-            row = (plain_text(finding.id), plain_text(finding.where), finding.step, to_json(asdict(finding)))
+            place = (plain_text(finding.id), plain_text(finding.where), operator.index(finding.step))
+            row = (*place, to_json({**vars(finding), "evidence": dict(finding.evidence)}))
             with self._state:
                 self._findings.append(row)
 
@@ -243,40 +247,46 @@ class RecordWriter:
     def _write(self) -> None:
         """Put everything that waits on disk in one transaction, or leave it waiting for the next attempt."""
         with self._disk:
-            if self._connection.in_transaction:
+            if self._is_writing:
                 return  # called from a signal handler that interrupted this very method
-            with self._state:
-                taken = [(column, column.steps, column.values) for column in self._columns.values() if column.steps]
-                for column, _, _ in taken:
-                    column.steps, column.values = [], []
-                changed, self._changed = self._changed, {}
-                events, self._events = self._events, []
-                findings, self._findings = self._findings, []
-                num_bytes, self._waiting_bytes = self._waiting_bytes, 0
-                num_dropped = self._num_dropped
-            if not (taken or changed or events or findings or num_dropped):
-                return
-            has_committed = False
+            self._is_writing = True
             try:
-                tails = self._transact(taken, changed, events, findings, num_dropped)
-                has_committed = True
-            except sqlite3.Error as error:
-                first_time, self._trouble = self._trouble is None, str(error)
-                if first_time:
-                    _warn(f"{self._path} cannot be written ({error}); trying again at every flush")
+                self._write_waiting()
             finally:
-                with self._state:
-                    if has_committed:
-                        for column, tail in tails:
-                            column.tails = tail
-                        self._num_dropped -= num_dropped
-                        self._trouble = None
-                    else:
-                        for column, steps, values in taken:
-                            column.steps[:0], column.values[:0] = steps, values
-                        self._changed = changed | self._changed
-                        self._events[:0], self._findings[:0] = events, findings
-                        self._waiting_bytes += num_bytes
+                self._is_writing = False
+
+    def _write_waiting(self) -> None:
+        with self._state:
+            taken = [(column, column.steps, column.values) for column in self._columns.values() if column.steps]
+            for column, _, _ in taken:
+                column.steps, column.values = [], []
+            changed, self._changed = self._changed, {}
+            events, self._events = self._events, []
+            findings, self._findings = self._findings, []
+            num_bytes, num_dropped = self._waiting_bytes, self._num_dropped
+        if not (taken or changed or events or findings or num_dropped):
+            return
+        has_committed = False
+        try:
+            tails = self._transact(taken, changed, events, findings, num_dropped)
+            has_committed = True
+        except (sqlite3.Error, MemoryError) as error:
+            first_time, self._trouble = self._trouble is None, str(error)
+            if first_time:
+                _warn(f"{self._path} cannot be written ({error}); trying again at every flush")
+        finally:
+            with self._state:
+                if has_committed:
+                    for column, tail in tails:
+                        column.tails = tail
+                    self._num_dropped -= num_dropped
+                    self._waiting_bytes -= num_bytes
+                    self._trouble = None
+                else:
+                    for column, steps, values in taken:
+                        column.steps[:0], column.values[:0] = steps, values
+                    self._changed = changed | self._changed
+                    self._events[:0], self._findings[:0] = events, findings
 
     def _transact(
         self,
@@ -299,7 +309,7 @@ class RecordWriter:
             for piece in chunk.pieces():
                 written.append((self._next_chunk, column.id, *piece.row(), now))
                 if not piece.is_full:
-                    tail.append((self._next_chunk, piece))
+                    tail.append((self._next_chunk, piece.copy()))
                 self._next_chunk += 1
             tails.append((column, tail))
         if num_dropped:

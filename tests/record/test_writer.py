@@ -1,5 +1,6 @@
 """What a writer takes, and what it refuses."""
 
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -184,6 +185,51 @@ def test_events_keep_order_step_and_data(run):
     first, second = open_record(run).events
     assert (first.kind, first.step, dict(first.data)) == ("start", None, {"lr": 0.5, "seeds": [0, 1]})
     assert (second.message, second.step, second.rank) == ("It raised \\ud800.", 9, 0)
+
+
+def test_steps_may_be_numpy_integers(run):
+    with RecordWriter(run) as record:
+        record.event("note", "", step=np.int64(3))
+        record.finding(Finding("a", "info", np.int64(4), "", {}, "", ""))
+    assert open_record(run).events[0].step == 3
+    assert open_record(run).findings[0].step == 4
+
+
+def test_step_beyond_64_bits_is_refused(run):
+    with RecordWriter(run) as record, pytest.raises(RecordError, match="64 bits"):
+        record.add(2**63, {"x": 1.0})
+
+
+def test_value_of_a_quarter_gigabyte_is_refused(run):
+    huge = np.broadcast_to(np.float32(0), (2**14, 2**12))
+    with RecordWriter(run) as record, pytest.raises(RecordError, match="'x': a value of shape .* is too large"):
+        record.add(0, {"x": huge})
+
+
+def test_signal_handler_that_logs_and_flushes_disturbs_nothing(run):
+    # A timer of processor time interrupts the main thread wherever it is, also in the middle of a flush.
+    num_signals = 0
+
+    def on_signal(number, frame):
+        nonlocal num_signals
+        record.event("signal", str(num_signals))
+        record.flush()
+        num_signals += 1
+
+    record = RecordWriter(run, flush_interval=60.0)
+    before = signal.signal(signal.SIGVTALRM, on_signal)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.002, 0.002)
+    step = 0
+    while num_signals < 50:
+        record.add(step, {"x": float(step)})
+        step += 1
+        if step % 20 == 0:
+            record.flush()
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.signal(signal.SIGVTALRM, before)
+    record.close()
+    assert open_record(run)["x"].values.tolist() == list(range(step))
+    assert [event.message for event in open_record(run).events] == [str(number) for number in range(num_signals)]
 
 
 def test_finding_of_the_same_place_and_step_is_kept_once(run):
