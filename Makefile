@@ -31,7 +31,7 @@ bench: .venv/ready
 
 # One page a study, written from its last verdict.
 docs: .venv/ready
-	$(BIN)/python -m dynascope.studies.pages docs/studies
+	$(BIN)/python -m dynascope.studies.harness.pages docs/studies
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

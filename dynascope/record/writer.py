@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -163,7 +163,9 @@ class RecordWriter:
             if self._waiting_bytes > self._buffer_bytes // 2 and self._trouble is None:
                 self._wake.set()
 
-    def event(self, kind: str, message: str, *, step: int | None = None, data: Mapping[str, Any] | None = None) -> None:
+    def event(
+        self, kind: str, message: str, *, step: SupportsIndex | None = None, data: Mapping[str, Any] | None = None
+    ) -> None:
         """Record that something happened, at this moment of the wall clock."""
         if self._is_open:
             at = None if step is None else operator.index(step)

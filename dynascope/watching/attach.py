@@ -41,7 +41,8 @@ class Watch:
     Args:
         model: The model that is trained; None lets the watch find it from the optimizer.
         optimizer: One optimizer or several; None watches every optimizer that takes a step.
-        run: The directory for the record; it must not hold one yet. None makes `runs/<script>-<date>-<time>`.
+        run: The directory for the record; it must not hold one yet. None makes `runs/<script>-<date>-<time>`. An open
+            RecordWriter is written to and left open.
         budget: The share of wall time that probes may take (default 0.02).
         every: Look at each so many steps instead; the default (50) under several processes, which must agree.
         probes: Names of probes (see `dynascope.probes.available`), classes or instances; None means the default set.
@@ -65,7 +66,7 @@ class Watch:
         model: nn.Module | None = None,
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
-        run: str | Path | None = None,
+        run: str | Path | RecordWriter | None = None,
         budget: float | None = None,
         every: int | None = None,
         probes: Sequence[str | type[Probe] | Probe] | None = None,
@@ -86,11 +87,15 @@ class Watch:
         self._make_schedule = _schedule_maker(budget, every, num_processes)
         self._probes = choose_probes(probes)
         self._make_schedule([])  # an impossible budget or interval is told before anything is written
-        self.run = Path(run) if run is not None else _fresh_run()
+        self._owns_writer = not isinstance(run, RecordWriter)
+        if isinstance(run, RecordWriter):
+            self.run, self._writer = run.folder, run
+        else:
+            self.run = Path(run) if run is not None else _fresh_run()
+            self._writer = RecordWriter(self.run, rank=rank, config=config)
         self._optimizers = optimizers
         self._is_distributed = num_processes > 1
         self._process_id = os.getpid()
-        self._writer = RecordWriter(self.run, rank=rank, config=config)
         self._outbox = Outbox(self._writer)
         self._collector = Collector(self._writer)
         self._trackers: weakref.WeakKeyDictionary[Optimizer, Tracker] = weakref.WeakKeyDictionary()
@@ -141,10 +146,11 @@ class Watch:
         self._writer.event("end", f"{self.num_steps} optimizer steps", step=self.step)
         if self._writer.rank == 0:
             self._guarded(self._look_for_findings)()
-        try:
-            self._writer.close()
-        except (RecordError, OSError) as problem:
-            warnings.warn(f"dynascope: {problem}", stacklevel=2)
+        if self._owns_writer:
+            try:
+                self._writer.close()
+            except (RecordError, OSError) as problem:
+                warnings.warn(f"dynascope: {problem}", stacklevel=2)
 
     def _look_for_findings(self) -> None:
         self._writer.flush()

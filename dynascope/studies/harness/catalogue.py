@@ -1,0 +1,115 @@
+"""Which studies there are, and how one is loaded and set."""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynascope.studies.harness.study import Study
+
+STUDIES = ("data-diet", "sigma-reparam")
+
+
+def load_study(name: str) -> Study:
+    """A study by its name, or from a `.py` file that holds a Study called `study`.
+
+    Raises ValueError when there is none.
+
+    >>> load_study("data-diet").paper.arxiv
+    '2107.07075'
+    """
+    if name.endswith(".py"):
+        return dataclasses.replace(_from_file(Path(name)), origin=str(Path(name).resolve()))
+    if name not in STUDIES:
+        raise ValueError(f"there is no study {name!r}; {_near(name, STUDIES, 'dynascope studies lists them')}")
+    module = importlib.import_module(f"dynascope.studies.{name.replace('-', '_')}")
+    return dataclasses.replace(module.study, origin=name)
+
+
+def list_studies(root: str | Path = "runs/studies") -> list[dict[str, Any]]:
+    """Every study with its paper, and its most recent verdict under `root` (None when it has not been run there)."""
+    listed = []
+    for study in map(load_study, STUDIES):
+        verdicts = sorted((Path(root) / study.name).glob("*/verdict.json"), key=lambda path: path.stat().st_mtime)
+        verdict = json.loads(verdicts[-1].read_text()) if verdicts else None
+        listed.append({"study": study.name, **dataclasses.asdict(study.paper), "verdict": verdict})
+    return listed
+
+
+def configure(study: Study, preset: str, overrides: dict[str, Any] | None = None) -> Any:
+    """The preset's configuration with some settings changed. Raises ValueError for an unknown preset or setting."""
+    if preset not in study.presets:
+        raise ValueError(f"study {study.name} has no preset {preset!r}; it has {', '.join(study.presets)}")
+    config = study.presets[preset]
+    names = [one.name for one in dataclasses.fields(config)]
+    for name in overrides or {}:
+        if name not in names:
+            hint = _near(name, names, f"it has {', '.join(names)}")
+            raise ValueError(f"study {study.name} has no setting {name!r}; {hint}")
+    return dataclasses.replace(config, **(overrides or {}))
+
+
+def parse_overrides(study: Study, preset: str, settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as values of the settings' own types; several values are parted by commas.
+
+    Raises ValueError for a text without `=`, an unknown setting, or a value of another type.
+
+    >>> parse_overrides(study, "small", ["num_steps=100", "lrs=1e-3,1e-2"])
+    {'num_steps': 100, 'lrs': (0.001, 0.01)}
+    """
+    pairs: dict[str, str] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set wants KEY=VALUE, not {text!r}")
+        pairs[name.strip()] = value.strip()
+    config = configure(study, preset)
+    configure(study, preset, dict.fromkeys(pairs))
+    return {name: _typed(config, name, value) for name, value in pairs.items()}
+
+
+def _typed(config: Any, name: str, text: str) -> Any:
+    """One setting read by the parser of the command line, so that it knows every type that a flag may have."""
+    import tyro
+
+    args = [f"--{name}", *([part.strip() for part in text.split(",")] if text else [])]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parsed = tyro.cli(
+                type(config),
+                args=args,
+                default=config,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit:
+        kind = next(one.type for one in dataclasses.fields(config) if one.name == name)
+        shown = kind if isinstance(kind, str) else getattr(kind, "__name__", kind)
+        raise ValueError(f"--set {name}={text}: {text!r} is no {shown}") from None
+    return getattr(parsed, name)
+
+
+def _from_file(path: Path) -> Study:
+    if not path.is_file():
+        raise ValueError(f"there is no study file {path}")
+    name = f"dynascope_study_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise ValueError(f"{path} holds no Study called `study`")
+    return study
+
+
+def _near(name: str, names: Sequence[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise

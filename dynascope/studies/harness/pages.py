@@ -1,0 +1,62 @@
+"""One page a study, written from its last verdict: python -m dynascope.studies.harness.pages docs/studies"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from dynascope.studies.harness.catalogue import list_studies, load_study
+from dynascope.studies.harness.telling import measured, paper_value
+
+WORDS = {True: "holds", False: "does not hold", None: "undecided"}
+
+
+def write_pages(folder: str | Path, root: str | Path = "runs/studies") -> list[Path]:
+    """Write a Markdown page for every study into `folder`; returns the pages."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    pages = []
+    for entry in list_studies(root):
+        page = Path(folder) / f"{entry['study']}.md"
+        page.write_text(study_page(entry))
+        pages.append(page)
+    return pages
+
+
+def study_page(entry: dict[str, Any]) -> str:
+    """The page of one entry of `list_studies`."""
+    study = load_study(entry["study"])
+    told = sys.modules[study.train.__module__].__doc__ or ""
+    lines = [
+        f"# {study.name}",
+        "",
+        f"{study.paper.title} (arXiv {study.paper.arxiv}, {study.paper.year})",
+        "",
+        told.strip(),
+        "",
+    ]
+    lines += [
+        "```",
+        f"dynascope study {study.name}",
+        "```",
+        "",
+        "Arms: " + ", ".join(f"`{arm}`" for arm in study.arms),
+        "",
+    ]
+    verdict = entry["verdict"]
+    if verdict is None:
+        return "\n".join([*lines, "Not run yet.", ""])
+    lines += [
+        f"## Last verdict: preset `{verdict['preset']}`, {verdict['seeds']} seeds, {verdict['wall_seconds']:.0f} s",
+        "",
+    ]
+    lines += ["| claim | verdict | measured (95 % interval) | rule | the paper |", "|---|---|---|---|---|"]
+    for claim in verdict["claims"]:
+        cells = f"{claim['id']}: {claim['statement']}", WORDS[claim["holds"]], measured(claim), claim["rule"]
+        source = f"{paper_value(claim)} ({claim['source']})"
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, source)) + " |")
+    lines += [""] + [f"Failed: {unit}: {why}" for unit, why in verdict["failures"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for written in write_pages(sys.argv[1]):
+        print(written)
