@@ -291,7 +291,7 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError(f"unknown command {command!r}; {hint}")
     options_type, function = COMMANDS[command]
     with _in_one_line(command):
-        options = tyro.cli(options_type, prog=f"dynascope {command}", args=rest)
+        options: Any = tyro.cli(options_type, prog=f"dynascope {command}", args=rest)
     return function(options)
 
 

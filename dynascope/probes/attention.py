@@ -125,7 +125,7 @@ def value_norm(
 
 def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor]:
     """Every attention series of one call in one pass over its queries, a value a head; `block` bounds the memory."""
-    rows, num_heads, num_queries, _ = call.query.shape
+    rows, num_heads, *_ = call.query.shape
     num_keys = call.key.shape[2]
     device = call.query.device
     first = _first_visible(call)

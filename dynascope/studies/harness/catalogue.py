@@ -30,7 +30,8 @@ def load_study(name: str) -> Study:
     if name not in STUDIES:
         raise ValueError(f"there is no study {name!r}; {_near(name, STUDIES, 'dynascope studies lists them')}")
     module = importlib.import_module(f"dynascope.studies.{name.replace('-', '_')}")
-    return dataclasses.replace(module.study, origin=name)
+    study: Study = module.study
+    return dataclasses.replace(study, origin=name)
 
 
 def list_studies(root: str | Path = "runs/studies") -> list[dict[str, Any]]:
@@ -100,7 +101,8 @@ def _from_file(path: Path) -> Study:
         raise ValueError(f"there is no study file {path}")
     name = f"dynascope_study_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -103,3 +103,6 @@ class StudyRecord(RecordWriter):
     def __init__(self, folder: str | Path, *, earlier: Runs, config: Mapping[str, Any]) -> None:
         super().__init__(folder, config=config)
         self.earlier = earlier
+
+    def __enter__(self) -> "StudyRecord":
+        return self
