@@ -63,6 +63,8 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
     mean = float(np.mean(samples))
     if claim.statistic == "share":
         interval = _wilson(samples)
+    elif not math.isfinite(mean):
+        return Judgement(claim, mean, None, None, len(samples), "a sample is infinite, so the mean has no interval")
     elif len(samples) > 1:
         interval = _student(samples)
     else:
