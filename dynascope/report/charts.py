@@ -1,0 +1,354 @@
+"""One grammar of charts for the page, the live page, PNG, SVG and PDF.
+
+A chart is a Vega-Lite specification whose data sets are named, and the rows of those data sets: so the live page
+sends rows alone, and a file takes both.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import altair as alt
+import numpy as np
+import xarray as xr
+
+from dynascope.record import Finding, Record, Series
+
+Rows: TypeAlias = list[dict[str, Any]]
+
+MAX_POINTS, MAX_COLUMNS = 1200, 160
+MAX_PLACES_AS_LINES, MAX_PANELS, MAX_HEIGHT = 4, 12, 420
+WIDTH, HEIGHT = 460, 190
+
+# Okabe and Ito's palette, which colour-blind readers tell apart and which shows on light and dark ground.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#B8A800")
+SEVERITY_COLOURS = {"critical": "#D55E00", "warning": "#E69F00", "info": "#56B4E9"}
+NOT_FINITE = "#D4003C"
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Loss and learning rate": ("loss", "eval", "val", "train", "test", "learning_rate"),
+    "Gradients": ("gradients",),
+    "Weights and updates": ("weights", "updates", "adam"),
+    "Attention": ("attention",),
+    "Activations and residual stream": ("activations", "residual"),
+    "Curvature": ("curvature",),
+    "Time and memory": ("time", "throughput", "memory"),
+}
+OWN = "Logged by the run"
+
+# Scalars that are read against each other share a chart.
+TOGETHER: dict[str, tuple[str, ...]] = {
+    "Loss": ("loss", "eval/loss", "val/loss", "test/loss"),
+    "Sharpness and the edge of stability": ("curvature/sharpness", "curvature/edge"),
+    "Gradient norm": ("gradients/total_norm_unclipped", "gradients/total_norm"),
+    "Memory": ("memory/resident", "memory/device"),
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: its specification without data, and its rows by data set.
+
+    `kind` is "lines" for values over steps, and "heat" for places over steps with the value as colour.
+    """
+
+    title: str
+    subtitle: str
+    kind: Literal["lines", "heat"]
+    names: tuple[str, ...]
+    spec: dict[str, Any]
+    data: dict[str, Rows] = field(repr=False)
+
+    def whole(self) -> dict[str, Any]:
+        """The specification complete with its title and its data, as a file wants it."""
+        title = {"text": self.title, "subtitle": textwrap.wrap(self.subtitle, 90), "anchor": "start"}
+        return {**self.spec, "title": title, "datasets": self.data}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Charts that belong together."""
+
+    title: str
+    charts: list[Chart]
+
+
+def sections(records: Mapping[str, Record]) -> list[Section]:
+    """Every series of a run as charts; with several runs (by label) the same charts compare them.
+
+    >>> [section.title for section in sections({"demo": dynascope.open("runs/demo")})]
+    """
+    made: dict[str, list[Chart]] = {title: [] for title in (*SECTIONS, OWN)}
+    infos: dict[str, Series] = {}
+    for record in records.values():
+        infos |= {name: record.info(name) for name in record.names() if name not in infos}
+    for title, names in _charts_of(infos):
+        chart = draw(records, title, names, infos)
+        made[_section_of(names[0])].append(chart)
+    return [Section(title, charts) for title, charts in made.items() if charts]
+
+
+def draw(records: Mapping[str, Record], title: str, names: tuple[str, ...], infos: Mapping[str, Series]) -> Chart:
+    """One chart of one series, or of several scalars."""
+    info = infos[names[0]]
+    is_heat = len(records) == 1 and _is_heat(next(iter(records.values())), names[0])
+    subtitle = "; ".join(dict.fromkeys(infos[name].description for name in names if infos[name].description))
+    if is_heat:
+        data = heat_rows(records, names[0])
+        spec = _heat_spec(info, data)
+    else:
+        data = line_rows(records, names)
+        spec = _line_spec(info, names, data, num_runs=len(records))
+    return Chart(title, subtitle, "heat" if is_heat else "lines", names, spec, data)
+
+
+# Rows
+
+
+def line_rows(records: Mapping[str, Record], names: Sequence[str], since: int | None = None) -> dict[str, Rows]:
+    """Rows of a line chart from step `since` on: values, places that are not finite, and findings.
+
+    Of a series with several places all are lines when they are few and the run is alone; else the median is the line
+    and the quartiles are its band.
+    """
+    lines: Rows = []
+    broken: Rows = []
+    for run, record in records.items():
+        for name in names:
+            if name not in record:
+                continue
+            values = _merged_ranks(record.series(name, since=since, max_points=MAX_POINTS))
+            for place, line, low, high in _as_lines(values, alone=len(records) == 1):
+                label = place if place is not None else run if len(records) > 1 else name
+                dash = name if len(records) > 1 else ""
+                for step, value, least, most in zip(values.step.values, line, low, high, strict=True):
+                    row = {"step": int(step), "line": label, "series": dash}
+                    if math.isfinite(value):
+                        lines.append({**row, "value": _short(value), "low": _short(least), "high": _short(most)})
+                    else:
+                        broken.append({**row, "text": _not_finite(value)})
+    return {"lines": lines, "broken": broken, "findings": finding_rows(records, names, since)}
+
+
+def heat_rows(records: Mapping[str, Record], name: str, since: int | None = None) -> dict[str, Rows]:
+    """Rows of a heat map from step `since` on; of a series with three axes the middle one is averaged."""
+    record = next(iter(records.values()))
+    values = _merged_ranks(record.series(name, since=since, max_points=MAX_COLUMNS)).astype(np.float64)
+    while values.ndim > 3:
+        values = values.mean(values.dims[2])
+    panel_dim = values.dims[1] if values.ndim == 3 else None
+    panels = _spread(values.sizes[panel_dim], MAX_PANELS) if panel_dim else [0]
+    steps = values.step.values
+    gap = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+    ends = np.append(steps[1:], steps[-1:] + gap)
+    cells: Rows = []
+    broken: Rows = []
+    for index in panels:
+        panel = values.isel({panel_dim: index}) if panel_dim else values
+        place_dim = panel.dims[1]
+        title = f"{panel_dim} {_label(values[panel_dim].values[index])}" if panel_dim else ""
+        labels = [_label(label) for label in panel[place_dim].values]
+        for step, end, row in zip(steps, ends, panel.values, strict=True):
+            for label, value in zip(labels, row, strict=True):
+                cell = {"panel": title, "place": label, "step": int(step), "end": int(end)}
+                if math.isfinite(value):
+                    cells.append({**cell, "value": _short(value)})
+                else:
+                    broken.append({**cell, "text": _not_finite(value)})
+    return {"cells": cells, "broken": broken, "findings": finding_rows(records, [name], since)}
+
+
+def finding_rows(records: Mapping[str, Record], names: Sequence[str], since: int | None = None) -> Rows:
+    """The findings that were read from these series; beside the loss stand all of them."""
+    found = [(run, finding) for run, record in records.items() for finding in record.findings]
+    return [
+        {
+            "step": finding.step,
+            "text": _told(finding) if len(records) == 1 else f"{run}: {_told(finding)}",
+            "severity": finding.severity,
+            "colour": SEVERITY_COLOURS[finding.severity],
+        }
+        for run, finding in found
+        if (finding.series in names or "loss" in names) and (since is None or finding.step >= since)
+    ]
+
+
+# Specifications
+
+
+def _line_spec(info: Series, names: tuple[str, ...], data: dict[str, Rows], num_runs: int) -> dict[str, Any]:
+    values = [end for row in data["lines"] for end in (row["low"], row["high"])]
+    labels = list(dict.fromkeys(row["line"] for row in data["lines"] + data["broken"]))
+    y = alt.Y("value:Q", title=_axis_title(info), scale=_scale(values), axis=_axis(values))
+    x = _step_axis()
+    colour = alt.Color(
+        "line:N",
+        sort=None,
+        title=None,
+        scale=alt.Scale(domain=labels or ["none"], range=[PALETTE[i % len(PALETTE)] for i in range(max(1, len(labels)))]),
+        legend=alt.Legend(orient="top", labelLimit=320, columns=2) if len(labels) > 1 else None,
+    )
+    tooltip = [alt.Tooltip("line:N", title="series"), "step:Q", alt.Tooltip("value:Q", format=".5g")]
+    base = alt.Chart(alt.NamedData("lines"))
+    layers: list[alt.Chart] = []
+    if any(row["low"] != row["high"] for row in data["lines"]):
+        layers.append(base.mark_area(opacity=0.18).encode(x=x, y=y.copy(), y2="high:Q", color=colour))
+        layers[0].encoding.y = alt.Y("low:Q", title=_axis_title(info), scale=_scale(values), axis=_axis(values))
+    line = base.mark_line(strokeWidth=1.6, clip=True).encode(x=x, y=y, color=colour, detail="series:N", tooltip=tooltip)
+    if num_runs > 1 and len(names) > 1:
+        line = line.encode(strokeDash=alt.StrokeDash("series:N", title=None, legend=alt.Legend(orient="top")))
+    layers.append(line)
+    if len({row["step"] for row in data["lines"]}) <= 30:
+        layers.append(base.mark_point(size=22, filled=True).encode(x=x, y=y, color=colour, tooltip=tooltip))
+    broken = alt.Chart(alt.NamedData("broken")).mark_text(text="✕", color=NOT_FINITE, fontSize=13, fontWeight="bold")
+    layers.append(broken.encode(x=x, y=alt.value(6), tooltip=["text:N", "step:Q", "line:N"]))
+    return _finished(alt.layer(*layers, *_finding_layers(x)).properties(width=WIDTH, height=HEIGHT))
+
+
+def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
+    values = [row["value"] for row in data["cells"]]
+    every = data["cells"] + data["broken"]
+    places = list(dict.fromkeys(row["place"] for row in every))
+    panels = list(dict.fromkeys(row["panel"] for row in every))
+    num_columns = 1 if len(panels) == 1 else 2
+    height = min(MAX_HEIGHT if num_columns == 1 else HEIGHT, max(60, 15 * len(places)))
+    width = WIDTH if num_columns == 1 else WIDTH // 2 - 20
+    x = _step_axis()
+    limit = 200 if num_columns == 1 else 60
+    axis = alt.Axis(labelLimit=limit, labelOverlap="parity", ticks=False, domain=False, labelFontSize=9)
+    y = alt.Y("place:N", sort=None, scale=alt.Scale(domain=places), title=None, axis=axis)
+    colour = alt.Color(
+        "value:Q",
+        title=info.unit or None,
+        scale=_scale(values, scheme="viridis"),
+        legend=alt.Legend(orient="right", gradientLength=min(height, 120), format=".2~g"),
+    )
+    tooltip = ["place:N", "step:Q", alt.Tooltip("value:Q", format=".5g")]
+    drawn = []
+    for panel in panels:
+        is_here = alt.datum.panel == panel
+        cells = alt.Chart(alt.NamedData("cells")).transform_filter(is_here).mark_rect(clip=True)
+        broken = alt.Chart(alt.NamedData("broken")).transform_filter(is_here).mark_rect(color=NOT_FINITE, clip=True)
+        layers = [
+            cells.encode(x=x, x2="end:Q", y=y, color=colour, tooltip=tooltip),
+            broken.encode(x=x, x2="end:Q", y=y, tooltip=["place:N", "step:Q", "text:N"]),
+            *_finding_layers(x),
+        ]
+        heading = {"title": alt.Title(panel, fontSize=11, fontWeight="normal")} if panel else {}
+        drawn.append(alt.layer(*layers).properties(width=width, height=height, **heading))
+    return _finished(drawn[0] if len(drawn) == 1 else alt.concat(*drawn, columns=num_columns))
+
+
+def _finding_layers(x: alt.X) -> list[alt.Chart]:
+    """Findings on the time axis: a rule through the chart, and a flag that tells when pointed at."""
+    severity = alt.Color("colour:N", scale=None, legend=None)
+    base = alt.Chart(alt.NamedData("findings")).encode(x=x, tooltip=["text:N", "step:Q"])
+    rule = base.mark_rule(strokeDash=[4, 3], strokeWidth=1.2).encode(color=severity)
+    flag = base.mark_point(shape="triangle-down", size=70, filled=True, opacity=1).encode(y=alt.value(0), color=severity)
+    return [rule, flag]
+
+
+def _finished(chart: Any) -> dict[str, Any]:
+    """The specification as plain values, without a theme: page and file bring theirs."""
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    del spec["config"]
+    return spec
+
+
+def _step_axis() -> alt.X:
+    axis = alt.Axis(format="~s", tickCount=6, grid=False)
+    return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False, zero=False))
+
+
+def _axis_title(info: Series) -> str:
+    return info.unit or "value"
+
+
+def _scale(values: Sequence[float], **more: Any) -> alt.Scale:
+    if _is_log(values):
+        return alt.Scale(type="log", nice=False, **more)
+    return alt.Scale(zero=False, **more)
+
+
+def _axis(values: Sequence[float]) -> alt.Axis:
+    return alt.Axis(format="~e", tickCount=4) if _is_log(values) else alt.Axis(format="~g", tickCount=5)
+
+
+def _is_log(values: Sequence[float]) -> bool:
+    """Whether the values are positive and span more than two decades."""
+    return bool(values) and min(values) > 0 and max(values) > 100 * min(values)
+
+
+# From series to charts
+
+
+def _charts_of(infos: Mapping[str, Series]) -> list[tuple[str, tuple[str, ...]]]:
+    """Which series share a chart, and its title."""
+    charts = []
+    taken: set[str] = set()
+    for title, group in TOGETHER.items():
+        names = tuple(name for name in group if name in infos and not infos[name].dims)
+        if len(names) > 1:
+            charts.append((title, names))
+            taken |= set(names)
+    return charts + [(name, (name,)) for name in infos if name not in taken]
+
+
+def _section_of(name: str) -> str:
+    parts = name.split("/")
+    first = parts[1] if parts[0].startswith("optimizer") and len(parts) > 1 else parts[0]
+    return next((title for title, firsts in SECTIONS.items() if first in firsts), OWN)
+
+
+def _is_heat(record: Record, name: str) -> bool:
+    """Whether a series has too many places for lines."""
+    if name not in record or not record.info(name).dims:
+        return False
+    last = record.last_step(name)
+    values = record.series(name, since=last)
+    sizes = [size for dim, size in values.sizes.items() if dim not in ("step", "rank")]
+    return math.prod(sizes) > MAX_PLACES_AS_LINES
+
+
+def _as_lines(
+    values: xr.DataArray, *, alone: bool
+) -> list[tuple[str | None, np.ndarray, np.ndarray, np.ndarray]]:
+    """(place, line, low, high) for every line of a series; `place` is None when it is the series' only line."""
+    dims = [dim for dim in values.dims if dim != "step"]
+    table = values.astype(np.float64).transpose("step", *dims).values.reshape(len(values.step), -1)
+    if not dims:
+        return [(None, table[:, 0], table[:, 0], table[:, 0])]
+    if alone and table.shape[1] <= MAX_PLACES_AS_LINES:
+        places = values.stack(place=dims).place.values if len(dims) > 1 else values[dims[0]].values
+        return [(_label(place), line, line, line) for place, line in zip(places, table.T, strict=True)]
+    low, middle, high = np.quantile(table, [0.25, 0.5, 0.75], axis=1)
+    return [(None, middle, low, high)]
+
+
+def _merged_ranks(values: xr.DataArray) -> xr.DataArray:
+    """Several ranks as their mean."""
+    return values.mean("rank", skipna=True, keep_attrs=True) if "rank" in values.dims else values
+
+
+def _spread(size: int, most: int) -> list[int]:
+    """Indices of at most `most` of `size` places, evenly spread from the first to the last."""
+    return sorted(set(np.linspace(0, size - 1, min(size, most)).round().astype(int).tolist()))
+
+
+def _label(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _short(value: float) -> float:
+    """Six digits, which is more than a chart shows, in a third of the bytes."""
+    return float(f"{value:.6g}")
+
+
+def _not_finite(value: float) -> str:
+    return "NaN" if math.isnan(value) else "+infinity" if value > 0 else "−infinity"
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.message} ({finding.where})" if finding.where else finding.message
