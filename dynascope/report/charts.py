@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from dynascope.record import Finding, Record, Series
+from dynascope.report.terminal import plain
 
 Rows: TypeAlias = list[dict[str, Any]]
 
@@ -26,6 +27,26 @@ WIDTH, HEIGHT = 460, 190
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#B8A800")
 SEVERITY_COLOURS = {"critical": "#D55E00", "warning": "#E69F00", "info": "#56B4E9"}
 NOT_FINITE = "#D4003C"
+
+
+def _theme(ink: str, quiet: str, line: str) -> dict[str, Any]:
+    axis = {"labelColor": quiet, "titleColor": quiet, "domainColor": line, "tickColor": line, "gridColor": line}
+    text = {"labelColor": ink, "titleColor": quiet, "titleFontWeight": "normal"}
+    return {
+        "background": None,
+        "font": "system-ui, sans-serif",
+        "view": {"stroke": None},
+        "axis": {**axis, "titleFontWeight": "normal", "gridOpacity": 0.6},
+        "legend": text,
+        "title": {"color": ink, "subtitleColor": quiet, "fontSize": 13},
+        "concat": {"spacing": 12},
+    }
+
+
+THEMES = {
+    "light": {**_theme("#1c2024", "#5d666f", "#dfe3e6"), "background": "#ffffff"},
+    "dark": _theme("#e8ebed", "#a0a9b1", "#3a4147"),
+}
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Loss and learning rate": ("loss", "eval", "val", "train", "test", "learning_rate"),
@@ -49,15 +70,10 @@ TOGETHER: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: its specification without data, and its rows by data set.
-
-    `kind` is "lines" for values over steps, and "heat" for places over steps with the value as colour.
-    """
+    """One chart: its specification without data, and its rows by data set."""
 
     title: str
     subtitle: str
-    kind: Literal["lines", "heat"]
-    names: tuple[str, ...]
     spec: dict[str, Any]
     data: dict[str, Rows] = field(repr=False)
 
@@ -80,56 +96,84 @@ def sections(records: Mapping[str, Record]) -> list[Section]:
 
     >>> [section.title for section in sections({"demo": dynascope.open("runs/demo")})]
     """
-    made: dict[str, list[Chart]] = {title: [] for title in (*SECTIONS, OWN)}
+    return [Section(title, [_drawn(records, one) for one in planned]) for title, planned in plan(records).items()]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A chart before its data is read: the series that it shows, the first of which gives it its unit."""
+
+    title: str
+    names: tuple[str, ...]
+    kind: Literal["lines", "heat"]
+
+    def rows(self, records: Mapping[str, Record], since: Mapping[str, int] | None = None) -> dict[str, Rows]:
+        """Its rows by data set; with `since`, those of the series named there, from their steps on."""
+        names = [name for name in self.names if since is None or name in since]
+        merged: dict[str, Rows] = {}
+        for name in names:
+            start = since[name] if since is not None else None
+            made = heat_rows(records, name, start) if self.kind == "heat" else line_rows(records, name, start)
+            for key, rows in made.items():
+                merged.setdefault(key, []).extend(rows)
+        return merged
+
+
+def plan(records: Mapping[str, Record]) -> dict[str, list[Planned]]:
+    """The charts of each section, without their data; sections with none are left out."""
+    infos = _declarations(records)
+    planned: dict[str, list[Planned]] = {title: [] for title in (*SECTIONS, OWN)}
+    alone = next(iter(records.values())) if len(records) == 1 else None
+    for title, names in _charts_of(infos):
+        kind: Literal["lines", "heat"] = "heat" if alone is not None and _is_heat(alone, names[0]) else "lines"
+        planned[_section_of(names[0])].append(Planned(title, names, kind))
+    return {title: charts for title, charts in planned.items() if charts}
+
+
+def _declarations(records: Mapping[str, Record]) -> dict[str, Series]:
     infos: dict[str, Series] = {}
     for record in records.values():
         infos |= {name: record.info(name) for name in record.names() if name not in infos}
-    for title, names in _charts_of(infos):
-        chart = draw(records, title, names, infos)
-        made[_section_of(names[0])].append(chart)
-    return [Section(title, charts) for title, charts in made.items() if charts]
+    return infos
 
 
-def draw(records: Mapping[str, Record], title: str, names: tuple[str, ...], infos: Mapping[str, Series]) -> Chart:
-    """One chart of one series, or of several scalars."""
-    info = infos[names[0]]
-    is_heat = len(records) == 1 and _is_heat(next(iter(records.values())), names[0])
-    subtitle = "; ".join(dict.fromkeys(infos[name].description for name in names if infos[name].description))
-    if is_heat:
-        data = heat_rows(records, names[0])
-        spec = _heat_spec(info, data)
-    else:
-        data = line_rows(records, names)
-        spec = _line_spec(info, names, data, num_runs=len(records))
-    return Chart(title, subtitle, "heat" if is_heat else "lines", names, spec, data)
+def _drawn(records: Mapping[str, Record], planned: Planned) -> Chart:
+    infos = [record.info(name) for name in planned.names for record in records.values() if name in record]
+    data = planned.rows(records) | {"findings": finding_rows(records, planned.names)}
+    spec = (
+        _heat_spec(infos[0], data)
+        if planned.kind == "heat"
+        else _line_spec(infos[0], planned.names, data, num_runs=len(records))
+    )
+    subtitle = " ".join(dict.fromkeys(info.description for info in infos if info.description))
+    return Chart(plain(planned.title), plain(subtitle), spec, data)
 
 
 # Rows
 
 
-def line_rows(records: Mapping[str, Record], names: Sequence[str], since: int | None = None) -> dict[str, Rows]:
-    """Rows of a line chart from step `since` on: values, places that are not finite, and findings.
+def line_rows(records: Mapping[str, Record], name: str, since: int | None = None) -> dict[str, Rows]:
+    """Rows of a series as lines, from step `since` on: values, and steps where there is no finite one.
 
     Of a series with several places all are lines when they are few and the run is alone; else the median is the line
     and the quartiles are its band.
     """
     lines: Rows = []
     broken: Rows = []
+    alone = len(records) == 1
     for run, record in records.items():
-        for name in names:
-            if name not in record:
-                continue
-            values = _merged_ranks(record.series(name, since=since, max_points=MAX_POINTS))
-            for place, line, low, high in _as_lines(values, alone=len(records) == 1):
-                label = place if place is not None else run if len(records) > 1 else name
-                dash = name if len(records) > 1 else ""
-                for step, value, least, most in zip(values.step.values, line, low, high, strict=True):
-                    row = {"step": int(step), "line": label, "series": dash}
-                    if math.isfinite(value):
-                        lines.append({**row, "value": _short(value), "low": _short(least), "high": _short(most)})
-                    else:
-                        broken.append({**row, "text": _not_finite(value)})
-    return {"lines": lines, "broken": broken, "findings": finding_rows(records, names, since)}
+        if name not in record:
+            continue
+        values = _merged_ranks(record.series(name, since=since, max_points=MAX_POINTS))
+        for place, line, low, high in _as_lines(values, alone=alone):
+            label = place if place is not None else plain(name if alone else run)
+            for step, value, least, most in zip(values.step.values, line, low, high, strict=True):
+                row = {"step": int(step), "line": label, "series": "" if alone else plain(name)}
+                if math.isfinite(value):
+                    lines.append({**row, "value": _short(value), "low": _short(least), "high": _short(most)})
+                else:
+                    broken.append({**row, "text": _not_finite(value)})
+    return {"lines": lines, "broken": broken}
 
 
 def heat_rows(records: Mapping[str, Record], name: str, since: int | None = None) -> dict[str, Rows]:
@@ -137,11 +181,11 @@ def heat_rows(records: Mapping[str, Record], name: str, since: int | None = None
     record = next(iter(records.values()))
     values = _merged_ranks(record.series(name, since=since, max_points=MAX_COLUMNS)).astype(np.float64)
     while values.ndim > 3:
-        values = values.mean(values.dims[2])
+        values = values.mean(str(values.dims[2]))
     panel_dim = values.dims[1] if values.ndim == 3 else None
     panels = _spread(values.sizes[panel_dim], MAX_PANELS) if panel_dim else [0]
     steps = values.step.values
-    gap = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+    gap = int(np.median(np.diff(steps))) if len(steps) > 1 else 1 + int(steps[0]) - since if since and len(steps) else 1
     ends = np.append(steps[1:], steps[-1:] + gap)
     cells: Rows = []
     broken: Rows = []
@@ -157,21 +201,21 @@ def heat_rows(records: Mapping[str, Record], name: str, since: int | None = None
                     cells.append({**cell, "value": _short(value)})
                 else:
                     broken.append({**cell, "text": _not_finite(value)})
-    return {"cells": cells, "broken": broken, "findings": finding_rows(records, [name], since)}
+    return {"cells": cells, "broken": broken}
 
 
-def finding_rows(records: Mapping[str, Record], names: Sequence[str], since: int | None = None) -> Rows:
+def finding_rows(records: Mapping[str, Record], names: Sequence[str]) -> Rows:
     """The findings that were read from these series; beside the loss stand all of them."""
     found = [(run, finding) for run, record in records.items() for finding in record.findings]
     return [
         {
             "step": finding.step,
-            "text": _told(finding) if len(records) == 1 else f"{run}: {_told(finding)}",
+            "text": _told(finding) if len(records) == 1 else f"{plain(run)}: {_told(finding)}",
             "severity": finding.severity,
             "colour": SEVERITY_COLOURS[finding.severity],
         }
         for run, finding in found
-        if (finding.series in names or "loss" in names) and (since is None or finding.step >= since)
+        if finding.series in names or "loss" in names
     ]
 
 
@@ -181,21 +225,23 @@ def finding_rows(records: Mapping[str, Record], names: Sequence[str], since: int
 def _line_spec(info: Series, names: tuple[str, ...], data: dict[str, Rows], num_runs: int) -> dict[str, Any]:
     values = [end for row in data["lines"] for end in (row["low"], row["high"])]
     labels = list(dict.fromkeys(row["line"] for row in data["lines"] + data["broken"]))
-    y = alt.Y("value:Q", title=_axis_title(info), scale=_scale(values), axis=_axis(values))
+    look = {"title": plain(info.unit) or None, "scale": _scale(values), "axis": _axis(values)}
+    y = alt.Y("value:Q", **look)
     x = _step_axis()
     colour = alt.Color(
         "line:N",
         sort=None,
         title=None,
-        scale=alt.Scale(domain=labels or ["none"], range=[PALETTE[i % len(PALETTE)] for i in range(max(1, len(labels)))]),
+        scale=alt.Scale(
+            domain=labels or ["none"], range=[PALETTE[i % len(PALETTE)] for i in range(max(1, len(labels)))]
+        ),
         legend=alt.Legend(orient="top", labelLimit=320, columns=2) if len(labels) > 1 else None,
     )
     tooltip = [alt.Tooltip("line:N", title="series"), "step:Q", alt.Tooltip("value:Q", format=".5g")]
     base = alt.Chart(alt.NamedData("lines"))
     layers: list[alt.Chart] = []
     if any(row["low"] != row["high"] for row in data["lines"]):
-        layers.append(base.mark_area(opacity=0.18).encode(x=x, y=y.copy(), y2="high:Q", color=colour))
-        layers[0].encoding.y = alt.Y("low:Q", title=_axis_title(info), scale=_scale(values), axis=_axis(values))
+        layers.append(base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q", **look), y2="high:Q", color=colour))
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(x=x, y=y, color=colour, detail="series:N", tooltip=tooltip)
     if num_runs > 1 and len(names) > 1:
         line = line.encode(strokeDash=alt.StrokeDash("series:N", title=None, legend=alt.Legend(orient="top")))
@@ -221,7 +267,7 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
     y = alt.Y("place:N", sort=None, scale=alt.Scale(domain=places), title=None, axis=axis)
     colour = alt.Color(
         "value:Q",
-        title=info.unit or None,
+        title=plain(info.unit) or None,
         scale=_scale(values, scheme="viridis"),
         legend=alt.Legend(orient="right", gradientLength=min(height, 120), format=".2~g"),
     )
@@ -243,10 +289,12 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
 
 def _finding_layers(x: alt.X) -> list[alt.Chart]:
     """Findings on the time axis: a rule through the chart, and a flag that tells when pointed at."""
-    severity = alt.Color("colour:N", scale=None, legend=None)
+    severity = alt.Color("colour:N", scale=None)
     base = alt.Chart(alt.NamedData("findings")).encode(x=x, tooltip=["text:N", "step:Q"])
     rule = base.mark_rule(strokeDash=[4, 3], strokeWidth=1.2).encode(color=severity)
-    flag = base.mark_point(shape="triangle-down", size=70, filled=True, opacity=1).encode(y=alt.value(0), color=severity)
+    flag = base.mark_point(shape="triangle-down", size=70, filled=True, opacity=1).encode(
+        y=alt.value(0), color=severity
+    )
     return [rule, flag]
 
 
@@ -260,10 +308,6 @@ def _finished(chart: Any) -> dict[str, Any]:
 def _step_axis() -> alt.X:
     axis = alt.Axis(format="~s", tickCount=6, grid=False)
     return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False, zero=False))
-
-
-def _axis_title(info: Series) -> str:
-    return info.unit or "value"
 
 
 def _scale(values: Sequence[float], **more: Any) -> alt.Scale:
@@ -312,9 +356,7 @@ def _is_heat(record: Record, name: str) -> bool:
     return math.prod(sizes) > MAX_PLACES_AS_LINES
 
 
-def _as_lines(
-    values: xr.DataArray, *, alone: bool
-) -> list[tuple[str | None, np.ndarray, np.ndarray, np.ndarray]]:
+def _as_lines(values: xr.DataArray, *, alone: bool) -> list[tuple[str | None, np.ndarray, np.ndarray, np.ndarray]]:
     """(place, line, low, high) for every line of a series; `place` is None when it is the series' only line."""
     dims = [dim for dim in values.dims if dim != "step"]
     table = values.astype(np.float64).transpose("step", *dims).values.reshape(len(values.step), -1)
@@ -338,7 +380,7 @@ def _spread(size: int, most: int) -> list[int]:
 
 
 def _label(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return plain(", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
 
 
 def _short(value: float) -> float:
@@ -347,8 +389,8 @@ def _short(value: float) -> float:
 
 
 def _not_finite(value: float) -> str:
-    return "NaN" if math.isnan(value) else "+infinity" if value > 0 else "−infinity"
+    return "NaN" if math.isnan(value) else "+infinity" if value > 0 else "-infinity"
 
 
 def _told(finding: Finding) -> str:
-    return f"{finding.message} ({finding.where})" if finding.where else finding.message
+    return plain(f"{finding.message} ({finding.where})" if finding.where else finding.message)

@@ -1,0 +1,220 @@
+"""The report: one page that works offline, a PDF, or a folder of pictures."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import string
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynascope.record import Finding, Record, open_record
+from dynascope.report.charts import THEMES, Section, sections
+from dynascope.report.pictures import write_folder, write_pdf
+from dynascope.report.terminal import by_severity, finding_as_json
+
+
+def report(paths: Sequence[str | Path], output: str | Path) -> Path:
+    """Write a report of one run, or a comparison of several, and return where it is.
+
+    `output` says what: a `.html` file is self-contained and works offline; a `.pdf` has a page a section; any other
+    name without a suffix is a folder for one PNG and one SVG a chart. Raises ValueError for another suffix, RecordError
+    for a path that holds no record.
+
+    >>> report(["runs/a", "runs/b"], "comparison.html")
+    """
+    output = Path(output)
+    if output.suffix not in (".html", ".pdf", ""):
+        raise ValueError(f"a report is .html, .pdf or a folder; {output.name!r} is none of these")
+    records = labelled([open_record(path) for path in paths])
+    drawn = sections(records)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".html":
+        output.write_text(document(records, drawn), encoding="utf-8")
+    elif output.suffix == ".pdf":
+        write_pdf(records, drawn, output)
+    else:
+        write_folder(drawn, output)
+    return output
+
+
+def labelled(records: Sequence[Record]) -> dict[str, Record]:
+    """Records by the shortest end of their paths that tells them apart."""
+    for length in range(1, 1 + max(len(record.path.resolve().parts) for record in records)):
+        labels = ["/".join(record.path.resolve().parts[-length:]) for record in records]
+        if len(set(labels)) == len(labels):
+            break
+    else:
+        raise ValueError("the same run is given twice; a comparison needs different runs")
+    return dict(zip(labels, records, strict=True))
+
+
+def document(records: Mapping[str, Record], drawn: Sequence[Section], stream: str = "") -> str:
+    """The page as HTML; with `stream`, an address on the same server, it follows the run."""
+    body: list[str] = []
+    links: list[str] = []
+    charts: list[dict[str, Any]] = []
+    body.append(f'<section id="findings">{findings_html(records)}</section>')
+    links.append('<a href="#findings">Findings</a>')
+    if len(records) > 1:
+        body.append(_comparison(records))
+    for number, section in enumerate(drawn):
+        links.append(f'<a href="#section-{number}">{html.escape(section.title)}</a>')
+        figures = []
+        for chart in section.charts:
+            caption = f"<h3>{html.escape(chart.title)}</h3><p>{html.escape(chart.subtitle)}</p>"
+            name = html.escape(chart.title, quote=True)
+            figures.append(
+                f'<figure data-chart="{len(charts)}"><figcaption>{caption}</figcaption>'
+                f'<div class="plot" role="img" aria-label="{name}"></div></figure>'
+            )
+            charts.append({"spec": chart.spec, "data": chart.data})
+        title = html.escape(section.title)
+        body.append(
+            f'<section><h2 id="section-{number}">{title}</h2><div class="charts">{"".join(figures)}</div></section>'
+        )
+    if not drawn:
+        body.append("<p>Nothing was measured yet.</p>")
+    body.append("<footer>Made by Dynascope. ✕ marks values that are not finite.</footer>")
+    library, script = vega(), asset("page.js")
+    return string.Template(asset("page.html")).substitute(
+        title=html.escape(" and ".join(records)),
+        policy=policy(library, script, connect=bool(stream)),
+        style=asset("page.css"),
+        stream=f' data-stream="{html.escape(stream, quote=True)}"' if stream else "",
+        facts=_facts(records),
+        links="".join(links),
+        body="\n".join(body),
+        data=_packed({"charts": charts, "themes": THEMES}),
+        library=library,
+        script=script,
+    )
+
+
+def findings_html(records: Mapping[str, Record]) -> str:
+    """The findings of all runs, worst first, every text in them escaped."""
+    found = [(run, finding) for run, record in records.items() for finding in record.findings]
+    if not found:
+        return '<h2>Findings</h2><p class="healthy">No findings: nothing looks unhealthy.</p>'
+    order = {id(finding): place for place, finding in enumerate(by_severity([finding for _, finding in found]))}
+    found.sort(key=lambda pair: order[id(pair[1])])
+    return "<h2>Findings</h2>" + "".join(_card(finding, run if len(records) > 1 else "") for run, finding in found)
+
+
+def _card(finding: Finding, run: str) -> str:
+    told = finding_as_json(finding)
+    evidence = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in told["evidence"].items())
+    where = " · ".join(part for part in (run, finding.where, finding.series) if part)
+    lines = [f"<h3><b>{finding.severity}</b> · step {finding.step} · {html.escape(finding.message)}</h3>"]
+    lines += [
+        f"<p>{html.escape(part)}</p>" for part in (where, f"{evidence} ({finding.source})" if evidence else "") if part
+    ]
+    if finding.remedy:
+        remedy = html.escape(finding.remedy)
+        lines.append(f'<div class="remedy"><pre>{remedy}</pre><button class="copy" type="button">copy</button></div>')
+    return f'<article class="finding {finding.severity}">{"".join(lines)}</article>'
+
+
+def _comparison(records: Mapping[str, Record]) -> str:
+    heads = ("run", "last step", "last loss", "lowest loss", "median time a step (s)", "findings")
+    rows = []
+    for run, record in records.items():
+        loss = _values(record, "loss")
+        seconds = _values(record, "time/step")
+        cells = [
+            str(record.last_step()),
+            _number(loss[-1]) if loss.size else "-",
+            _number(loss.min()) if loss.size else "-",
+            _number(np.median(seconds)) if seconds.size else "-",
+            str(len(record.findings)),
+        ]
+        rows.append(f"<tr><td>{html.escape(run)}</td>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th{' class=number' if place else ''}>{name}</th>" for place, name in enumerate(heads))
+    return f'<section><h2 id="runs">Runs</h2><table><tr>{head}</tr>{"".join(rows)}</table></section>'
+
+
+def _values(record: Record, name: str) -> np.ndarray:
+    values = record.series(name).values.ravel() if name in record else np.empty(0)
+    return values[np.isfinite(values)]
+
+
+def state_of(record: Record) -> str:
+    """Running, ended or failed, and the last step."""
+    failed = next((event.message for event in record.events if event.kind == "exception"), None)
+    state = "running" if record.is_live() else f"failed: {failed}" if failed else "ended"
+    step = record.last_step()
+    return f"{state}, last step {step}" if step is not None else f"{state}, nothing measured yet"
+
+
+def _facts(records: Mapping[str, Record]) -> str:
+    """How the run was started, where it stands; of a comparison only the number of runs."""
+    if len(records) > 1:
+        return f"<div><dt>comparison of</dt><dd>{len(records)} runs</dd></div>"
+    record = next(iter(records.values()))
+    config, events = record.config, record.events
+    versions = {name: version for name, version in config.get("versions", {}).items() if version}
+    facts = {
+        "state": state_of(record),
+        "command": " ".join(map(str, config.get("argv", []))),
+        "model": next((event.message for event in events if event.kind == "model"), ""),
+        "started": str(config.get("started", "")).replace("T", " ")[:16],
+        "took": _duration(events[-1].time - events[0].time) if events and not record.is_live() else "",
+        "with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    return "".join(
+        f"<div><dt>{name}</dt><dd{' id=state' if name == 'state' else ''}>{html.escape(fact)}</dd></div>"
+        for name, fact in facts.items()
+        if fact
+    )
+
+
+def policy(*scripts: str, connect: bool = False) -> str:
+    """A content policy under which only these scripts run and nothing is loaded from elsewhere.
+
+    `connect` lets the page talk to the server that it came from.
+    """
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes) or "'none'"
+    more = "; connect-src 'self'" if connect else ""
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:{more}"
+
+
+@cache
+def vega() -> str:
+    """The chart renderer's own code (Vega, Vega-Lite and Vega-Embed), for a page that works offline."""
+    import vl_convert
+
+    # A script's end inside its text would end it for the browser too.
+    return re.sub(
+        r"</(?=script)", r"<\\/", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), flags=re.IGNORECASE
+    )
+
+
+@cache
+def asset(name: str) -> str:
+    """A template, style or script of the page."""
+    return files("dynascope.report").joinpath("assets", name).read_text(encoding="utf-8").rstrip("\n")
+
+
+def _packed(content: Any) -> str:
+    """Content small and harmless inside a page, whatever names it holds."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode())).decode()
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return time.strftime("%H:%M:%S" if seconds >= 3600 else "%M:%S", time.gmtime(seconds))

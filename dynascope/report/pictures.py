@@ -1,0 +1,107 @@
+"""Charts as files: PNG and SVG one by one, or a PDF with a page a section."""
+
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from dynascope.record import Record
+from dynascope.report.charts import SEVERITY_COLOURS, THEMES, Section
+from dynascope.report.terminal import by_severity, plain
+
+SCALE = 2.0
+"""PNG pixels a point."""
+
+
+def write_folder(drawn: Sequence[Section], folder: Path) -> None:
+    """One PNG and one SVG a chart, named after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, chart in enumerate(chart for section in drawn for chart in section.charts):
+        name = f"{number:02d}-{re.sub('[^a-z0-9]+', '-', chart.title.lower()).strip('-')[:60]}"
+        spec = chart.whole()
+        (folder / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, config=THEMES["light"]))
+        (folder / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(spec, config=THEMES["light"]), encoding="utf-8")
+
+
+def write_pdf(records: Mapping[str, Record], drawn: Sequence[Section], output: Path) -> None:
+    """The findings on a first page, then a page a section."""
+    from pypdf import PdfWriter
+
+    book = PdfWriter()
+    for spec in [_findings_page(records), *map(_section_page, drawn)]:
+        book.append(io.BytesIO(vl_convert.vegalite_to_pdf(spec, config=THEMES["light"])))
+    with output.open("wb") as file:
+        book.write(file)
+
+
+def _section_page(section: Section) -> dict[str, Any]:
+    """A section's charts in two columns; their data sets keep apart by a prefix."""
+    datasets: dict[str, Any] = {}
+    charts = []
+    for number, chart in enumerate(section.charts):
+        whole = _renamed(chart.whole(), f"{number}-")
+        datasets |= whole.pop("datasets")
+        charts.append({key: value for key, value in whole.items() if key != "$schema"})
+    return {
+        "title": {"text": plain(section.title), "fontSize": 20, "anchor": "start", "offset": 16},
+        "columns": 2,
+        "spacing": 40,
+        "concat": charts,
+        "datasets": datasets,
+        "resolve": {"scale": {"color": "independent", "strokeDash": "independent"}},
+        "padding": 30,
+    }
+
+
+def _renamed(spec: Any, prefix: str) -> Any:
+    """The specification with every data set's name prefixed."""
+    if isinstance(spec, list):
+        return [_renamed(part, prefix) for part in spec]
+    if not isinstance(spec, dict):
+        return spec
+    renamed = {}
+    for key, value in spec.items():
+        if key == "data":
+            renamed[key] = {**value, "name": prefix + value["name"]}
+        elif key == "datasets":
+            renamed[key] = {prefix + name: rows for name, rows in value.items()}
+        else:
+            renamed[key] = _renamed(value, prefix)
+    return renamed
+
+
+def _findings_page(records: Mapping[str, Record]) -> dict[str, Any]:
+    lines: list[dict[str, Any]] = []
+
+    def add(text: str, indent: int = 0, **style: Any) -> None:
+        for part in textwrap.wrap(plain(text), 110 - indent // 6) or [""]:
+            lines.append({"text": part, "indent": indent, "line": len(lines), "colour": "#1c2024", **style})
+
+    for run, record in records.items():
+        add(f"{run}: last step {record.last_step()}")
+        for finding in by_severity(record.findings):
+            add(f"step {finding.step}: {finding.message}", 14, colour=SEVERITY_COLOURS[finding.severity])
+            for line in finding.remedy.splitlines():
+                add(line, 28, colour="#5d666f")
+        if not record.findings:
+            add("No findings: nothing looks unhealthy.", 14, colour="#00845f")
+        add("")
+    return {
+        "title": {"text": "Findings", "fontSize": 20, "anchor": "start", "offset": 16},
+        "data": {"values": lines},
+        "width": 760,
+        "height": 20 * len(lines),
+        "padding": 30,
+        "view": {"stroke": None},
+        "mark": {"type": "text", "align": "left", "fontSize": 12},
+        "encoding": {
+            "x": {"field": "indent", "type": "quantitative", "scale": None, "axis": None},
+            "y": {"field": "line", "type": "ordinal", "axis": None},
+            "text": {"field": "text", "type": "nominal"},
+            "color": {"field": "colour", "type": "nominal", "scale": None},
+        },
+    }
