@@ -6,7 +6,7 @@ from growing all at once, and so the entropy of attention from collapsing. Sourc
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,9 +73,8 @@ class SigmaReparam(nn.Module):
             if self.stats_only:
                 return weight
             scale = self.gamma.float() / self._sigma(matrices).clamp_min(self.eps)
-            scaled = matrices * scale.to(weight.dtype)[:, None, None]
-        flat = scaled.flatten(0, 1)
-        return (flat.T if self.is_transposed else flat).reshape(weight.shape)
+            scaled = (matrices * scale.to(weight.dtype)[:, None, None]).flatten(0, 1)
+        return scaled.T if self.is_transposed else scaled.view_as(weight)
 
     @torch.no_grad()
     def iterate(self, matrices: Float[Tensor, "splits out in"]) -> None:
@@ -92,7 +91,8 @@ class SigmaReparam(nn.Module):
         # Copies, since a later forward moves the buffers, and a backward may still need these.
         left, right = self.left.clone(), self.right.clone()
         reached = torch.bmm(left[:, None].float(), matrices.float())[:, 0]
-        return (reached * right).sum(-1)
+        sigma: Tensor = (reached * right).sum(-1)
+        return sigma
 
     def _matrices(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "splits out in"]:
         matrix = weight.T if self.is_transposed else weight.flatten(1)
@@ -185,15 +185,15 @@ def iterate_each_step(model: nn.Module, optimizer: Optimizer) -> RemovableHandle
 
     >>> handle = iterate_each_step(model, optimizer)
     """
-    every = [(module, name, parametrization) for _, module, name, parametrization in _reparametrized(model)]
-    for _, _, parametrization in every:
+    every = list(_reparametrized(model))
+    for *_, parametrization in every:
         parametrization.iterates = False
 
     @torch.no_grad()
-    def iterate(*_: object) -> None:
+    def iterate(*arguments: object) -> None:
         groups: dict[object, list[tuple[SigmaReparam, Tensor]]] = {}
-        for module, name, parametrization in every:
-            original = parametrization._matrices(module.parametrizations[name].original)
+        for _, module, name, parametrization in every:
+            original = parametrization._matrices(_original(module, name))
             groups.setdefault((original.shape, original.dtype, original.device), []).append((parametrization, original))
         for group in groups.values():
             matrices = torch.cat([matrix for _, matrix in group])
@@ -211,7 +211,7 @@ def spectral_norms(model: nn.Module) -> dict[str, Float[Tensor, " splits"]]:
     >>> {name: sigma.item() for name, sigma in spectral_norms(model).items()}
     """
     return {
-        full_name: parametrization.spectral_norm(module.parametrizations[name].original.detach())
+        full_name: parametrization.spectral_norm(_original(module, name))
         for full_name, module, name, parametrization in _reparametrized(model)
     }
 
@@ -234,10 +234,16 @@ def _reparametrized(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Sig
     for path, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
-        for name, parametrizations in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            for one in parametrizations:
+        for name, parametrizations in cast(nn.ModuleDict, module.parametrizations).items():
+            for one in cast(parametrize.ParametrizationList, parametrizations):
                 if isinstance(one, SigmaReparam):
                     yield f"{path}.{name}".lstrip("."), module, name, one
+
+
+def _original(module: nn.Module, name: str) -> Tensor:
+    """The weight that is trained, before it is scaled."""
+    parametrizations = cast(nn.ModuleDict, module.parametrizations)[name]
+    return cast(Tensor, parametrizations.original).detach()
 
 
 def _step(

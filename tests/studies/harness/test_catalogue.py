@@ -46,7 +46,7 @@ def test_verdict_is_told_with_figures_and_failures(tmp_path: Path) -> None:
     verdict = run_study(load_study(str(TOY)), preset="smoke", seeds=2, jobs=1, root=tmp_path)
     console = Console(file=io.StringIO(), width=100)
     print_verdict(verdict, console)
-    told = console.file.getvalue()  # type: ignore[attr-defined]
+    told = console.file.getvalue()
     assert "C1  holds  Second is higher." in told
     assert "the paper: 1.0" in told
     assert "unlucky seed 1 failed: RuntimeError: out of luck" in told
