@@ -98,7 +98,8 @@ class SigmaReparam(nn.Module):
         matrix = weight.T if self.is_transposed else weight.flatten(1)
         if matrix.shape[0] % self.num_splits:
             raise ValueError(f"{matrix.shape[0]} rows cannot be split into {self.num_splits} equal parts")
-        return matrix.unflatten(0, (self.num_splits, -1))
+        matrices: Tensor = matrix.unflatten(0, (self.num_splits, -1))
+        return matrices
 
 
 def sigma_reparam(

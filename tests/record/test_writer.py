@@ -200,7 +200,7 @@ def test_step_beyond_64_bits_is_refused(run):
 
 def test_value_of_a_quarter_gigabyte_is_refused(run):
     huge = np.broadcast_to(np.float32(0), (2**14, 2**12))
-    with RecordWriter(run) as record, pytest.raises(RecordError, match="'x': a value of shape .* is too large"):
+    with RecordWriter(run) as record, pytest.raises(RecordError, match=r"'x': a value of shape .* is too large"):
         record.add(0, {"x": huge})
 
 
