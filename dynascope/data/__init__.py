@@ -1,1 +1,46 @@
-"""Filled by its files; see ARCHITECTURE.md."""
+"""Parts: scoring, selecting and sampling examples; real data that every machine has."""
+
+from dynascope.data.histories import ForgettingTracker, cartography, stacked_visits
+from dynascope.data.inspection import (
+    NoiseReport,
+    label_noise_report,
+    near_duplicates,
+    rank_average,
+    reliability,
+    runs_needed,
+)
+from dynascope.data.landscape import error_barrier, instability, kernel_velocity, linear_path, tangent_kernel
+from dynascope.data.per_example import per_example_gradient_norms
+from dynascope.data.scores import el2n, grand, l1_error, margin
+from dynascope.data.scoring import score_examples, with_ids
+from dynascope.data.selection import PrunedSampler, class_shares, select
+from dynascope.data.text import python_sources, read_text
+
+__all__ = [
+    "ForgettingTracker",
+    "NoiseReport",
+    "PrunedSampler",
+    "cartography",
+    "class_shares",
+    "el2n",
+    "error_barrier",
+    "grand",
+    "instability",
+    "kernel_velocity",
+    "l1_error",
+    "label_noise_report",
+    "linear_path",
+    "margin",
+    "near_duplicates",
+    "per_example_gradient_norms",
+    "python_sources",
+    "rank_average",
+    "read_text",
+    "reliability",
+    "runs_needed",
+    "score_examples",
+    "select",
+    "stacked_visits",
+    "tangent_kernel",
+    "with_ids",
+]
