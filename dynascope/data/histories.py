@@ -55,7 +55,7 @@ class ForgettingTracker:
 
 
 def cartography(
-    confidence: Float[np.ndarray, "visits examples"], correct: Float[np.ndarray, "visits examples"]
+    confidence: Float[np.ndarray, "visits examples"], correct: Float[np.ndarray, "_ _"]
 ) -> dict[str, Float[np.ndarray, " examples"]]:
     """Where each example stands on the map of its dataset, from its visits over training.
 
@@ -76,7 +76,7 @@ def cartography(
 
 
 def stacked_visits(
-    ids: Sequence[Int[np.ndarray, " batch"]], values: Sequence[Float[np.ndarray, " batch"]], num_examples: int
+    ids: Sequence[Int[np.ndarray, " _"]], values: Sequence[Float[np.ndarray, " _"]], num_examples: int
 ) -> Float[np.ndarray, "visits examples"]:
     """Values of batches, one visit of every example a row; NaN where an example was visited less often.
 

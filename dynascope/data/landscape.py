@@ -113,4 +113,5 @@ def kernel_velocity(before: Float[Tensor, "logits logits"], after: Float[Tensor,
     >>> kernel_velocity(torch.eye(3), 2 * torch.eye(3))
     tensor(0.)
     """
-    return 1 - (before * after).sum() / (before.norm() * after.norm())
+    cosine: Tensor = (before * after).sum() / (before.norm() * after.norm())
+    return 1 - cosine

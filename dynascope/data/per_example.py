@@ -275,7 +275,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
 def _uses(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[str, _Use]]:
     """What one call of a layer adds to the gradients of each of its parameters."""
     if isinstance(module, nn.Embedding):
-        rows, right = inputs.flatten(1), gradient.reshape(len(inputs), -1, gradient.shape[-1])
+        rows, right = inputs.reshape(len(inputs), -1), gradient.reshape(len(inputs), -1, gradient.shape[-1])
         if module.padding_idx is not None:
             right = right * (rows != module.padding_idx)[..., None]
         yield "weight", _Outer(rows, right)

@@ -6,7 +6,6 @@ Source: arXiv 2107.07075, Section 2 (GraNd and EL2N).
 from functools import partial
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ def el2n(logits: Float[Tensor, "examples classes"], labels: Int[Tensor, " exampl
     >>> el2n(torch.zeros(1, 2), torch.tensor([0]))
     tensor([0.7071])
     """
-    return _error(logits, labels).norm(dim=-1)
+    score: Tensor = _error(logits, labels).norm(dim=-1)
+    return score
 
 
 def l1_error(logits: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> Float[Tensor, " examples"]:

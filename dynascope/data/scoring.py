@@ -24,7 +24,7 @@ class with_ids(Dataset[Any]):  # noqa: N801  reads as what it does: with_ids(dat
     >>> inputs, labels, ids = next(iter(DataLoader(with_ids(dataset), batch_size=8, shuffle=True)))
     """
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: Dataset[Any] | Sequence[Any]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -67,7 +67,8 @@ def score_examples(
     for name in wanted:
         if name not in (*FROM_LOGITS, "grand"):
             raise ValueError(f"unknown score {name!r}; there are {', '.join((*FROM_LOGITS, 'grand'))}")
-    _check_loader(loader)
+    if loader.drop_last and len(loader.dataset) % (loader.batch_size or 1):  # type: ignore[arg-type]
+        raise ValueError("the loader drops its last batch, whose examples would have no score: use drop_last=False")
     models = [models] if isinstance(models, nn.Module) else list(models)
     if not models:
         raise ValueError("give at least one model")
@@ -118,6 +119,10 @@ def _scores_of(
     model.eval()
     try:
         for inputs, labels, ids in moved_batches(loader, device):
+            if ids is None and not isinstance(loader.sampler, SequentialSampler):
+                raise ValueError(
+                    "the loader shuffles, and its examples carry no ids: wrap the dataset in with_ids(dataset)"
+                )
             if any(name in FROM_LOGITS for name in names):
                 with torch.no_grad():
                     output = called(model, inputs)
@@ -138,18 +143,3 @@ def _scores_of(
     if len(np.unique(gathered[EXAMPLE_ID])) < seen:
         raise ValueError("the loader gave an example twice; scoring wants each once")
     return gathered
-
-
-def _check_loader(loader: DataLoader[Any]) -> None:
-    if loader.drop_last and len(loader.dataset) % (loader.batch_size or 1):  # type: ignore[arg-type]
-        raise ValueError("the loader drops its last batch, whose examples would have no score: use drop_last=False")
-    is_in_order = isinstance(loader.sampler, SequentialSampler)
-    if not is_in_order and unpacked(next(iter(moved_once(loader))))[2] is None:
-        raise ValueError("the loader shuffles, and its examples carry no ids: wrap the dataset in with_ids(dataset)")
-
-
-def moved_once(loader: DataLoader[Any]) -> Iterator[Any]:
-    """One batch of the loader, with the random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        first = next(iter(loader))
-    yield first

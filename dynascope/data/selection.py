@@ -14,7 +14,7 @@ def select(
     *,
     keep: float = 0.5,
     drop_hardest: float = 0.0,
-    per_class: Shaped[Tensor, " examples"] | Shaped[np.ndarray, " examples"] | None = None,
+    per_class: Shaped[Tensor, " labels"] | Shaped[np.ndarray, " labels"] | None = None,
 ) -> list[int]:
     """Positions of the examples to keep: those with the highest scores, in ascending order of position.
 

@@ -7,6 +7,7 @@ from dynascope.probes.activations import Activations, DeadUnits
 from dynascope.probes.adam import AdamHealth
 from dynascope.probes.attention import Attention
 from dynascope.probes.curvature import Curvature
+from dynascope.probes.examples import Examples
 from dynascope.probes.gradients import GradientNoise, Gradients
 from dynascope.probes.memory import Memory
 from dynascope.probes.probe import Probe
@@ -26,6 +27,7 @@ _ALL: tuple[type[Probe], ...] = (
     Weights,
     Memory,
     Curvature,
+    Examples,
 )
 
 

@@ -105,6 +105,7 @@ class Watch:
         self._norm_before_clipping: Tensor | None = None
         self._is_inside_step = False
         self._has_told_full = False
+        self._num_example_batches = 0
         self._is_closed = False
         self._open = ExitStack()
 
@@ -199,13 +200,22 @@ class Watch:
     ) -> None:
         """Hand over a batch's examples with their identities, for the probes that follow single examples.
 
+        Their series count these batches as steps, so that gradient accumulation may hand over several a step.
+
         >>> w.examples(batch["example_id"], logits, batch["label"])
         """
-        batch = ExampleBatch(self.step or 0, ids, logits.detach(), labels)
+        if os.getpid() != self._process_id:
+            return
+        batch = ExampleBatch(self._num_example_batches, ids.detach(), logits.detach(), labels.detach())
+        self._num_example_batches += 1
         for probe in [probe for probe in self._probes if Need.EXAMPLES in probe.needs]:
-            coords = probe.coords(batch) if hasattr(probe, "coords") else {}
-            with torch.no_grad():
-                self._outbox.put(batch.step, self._collector.whole(probe, probe.measure(batch), coords))
+            try:
+                with torch.no_grad():
+                    self._outbox.put(batch.step, self._collector.whole(probe, probe.measure(batch), {}))
+            except Exception as error:  # noqa: BLE001  a failing probe never ends a run
+                self._probes.remove(probe)
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                self._writer.event("probe-off", f"probe {probe.name!r} was switched off: {reason}", step=self.step)
 
     # What the training does
 

@@ -177,9 +177,14 @@ def test_evaluation_losses_that_the_model_returns_are_recorded(tmp_path: Path) -
 
 def test_an_exception_in_the_block_is_noted_and_passed_on(tmp_path: Path) -> None:
     model, optimizer = small()
-    with pytest.raises(ZeroDivisionError), dynascope.watch(model, optimizer, run=tmp_path / "run"):
-        train(model, optimizer)
-        _ = 1 / 0
+
+    def fail() -> None:
+        with dynascope.watch(model, optimizer, run=tmp_path / "run"):
+            train(model, optimizer)
+            raise ZeroDivisionError("division by zero")
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     record = dynascope.open(tmp_path / "run")
     assert [event.message for event in record.events if event.kind == "exception"] == [
         "ZeroDivisionError: division by zero"

@@ -1,0 +1,58 @@
+"""Scores of examples, against hand-worked numbers."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dynascope.data import el2n, grand, l1_error, margin
+from dynascope.data.scores import cross_entropy
+
+
+def test_el2n_of_undecided_right_and_wrong() -> None:
+    logits = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
+    expected = [math.sqrt(0.5), 0.0, math.sqrt(2)]  # (1/2, -1/2); nothing; (-1, 1)
+    assert el2n(logits, torch.tensor([0, 0, 0])).tolist() == pytest.approx(expected)
+
+
+def test_l1_error_is_twice_the_missing_probability() -> None:
+    logits, labels = torch.randn(5, 4), torch.randint(4, (5,))
+    right = logits.softmax(-1)[torch.arange(5), labels]
+    torch.testing.assert_close(l1_error(logits, labels), 2 * (1 - right))
+
+
+def test_margins() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    assert margin(logits, torch.tensor([0])).item() == pytest.approx(0.3 - 0.5)
+    assert margin(logits, torch.tensor([0]), kind="sum").item() == pytest.approx(0.3 + 0.2 - 0.5)
+    assert margin(logits, torch.tensor([2])).item() == pytest.approx(0.5 - 0.2)
+
+
+def test_el2n_is_grand_where_logit_gradients_are_orthogonal_and_equal() -> None:
+    # logits = weight, one row an example: the gradient of logit k is the k-th unit vector
+    class Free(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Embedding(4, 3)
+
+        def forward(self, index: torch.Tensor) -> torch.Tensor:
+            return self.weight(index)
+
+    model, index, labels = Free(), torch.arange(4), torch.tensor([0, 1, 2, 0])
+    torch.testing.assert_close(grand(model, cross_entropy, (index, labels)), el2n(model(index), labels).detach())
+
+
+def test_grand_looks_in_evaluation_mode_and_leaves_the_modes() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3))
+    model[2].eval()
+    batch = torch.randn(6, 4), torch.randint(3, (6,))
+    assert torch.equal(grand(model, cross_entropy, batch), grand(model, cross_entropy, batch))
+    assert [module.training for module in model] == [True, True, False, True]
+
+
+def test_half_precision_logits_are_scored_in_single() -> None:
+    logits, labels = torch.randn(6, 3).bfloat16(), torch.randint(3, (6,))
+    expected = (F.softmax(logits.float(), -1) - F.one_hot(labels, 3)).norm(dim=1)
+    assert torch.equal(el2n(logits, labels), expected)
