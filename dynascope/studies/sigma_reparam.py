@@ -57,7 +57,7 @@ class Arm:
     """Attention logits are multiplied by this from half of the steps on."""
 
 
-LR_FACTORS = (1, 3, 10, 30)
+LR_FACTORS = (1.0, 3.0, 10.0, 30.0)
 TEXT_ARMS = {
     "pre-ln": Arm(),
     "post-ln": Arm("post"),
@@ -268,7 +268,7 @@ def collapse_before_instability(runs: Runs) -> list[bool]:
         for factor in LR_FACTORS
         if (step := first_instability(record := runs[at(name, factor)])) is not None
     ]
-    return [lowest_head(record, until=step + 10) < 0.1 for record, step in unstable]
+    return [lowest_head(record, until=step + 10.0) < 0.1 for record, step in unstable]
 
 
 def sigma_keeps_entropy(runs: Runs) -> list[bool]:
@@ -289,7 +289,7 @@ def num_trainable(runs: Runs, name: str) -> int:
 
 def growth_difference(runs: Runs) -> float:
     """Mean log growth of the query and key maps' spectral norms, σReparam less pre-LN, at the lowest learning rate."""
-    sigma, baseline = (runs[at(name, 1)]["growth/qk"].values[-1] for name in ("sigma", "pre-ln"))
+    sigma, baseline = (runs[at(name, 1.0)]["growth/qk"].values[-1] for name in ("sigma", "pre-ln"))
     return float(np.log(sigma).mean() - np.log(baseline).mean())
 
 
@@ -300,7 +300,7 @@ def accuracy_lost(runs: Runs, name: str) -> float:
 
 def entropy_change(runs: Runs) -> float:
     """Mean entropy in the last quarter of the steps, the heated run less the same run left alone."""
-    hot, cold = (runs[name]["attention/entropy_normalized"] for name in ("heated", at("pre-ln", 1)))
+    hot, cold = (runs[name]["attention/entropy_normalized"] for name in ("heated", at("pre-ln", 1.0)))
     from_step = 0.75 * float(cold.step[-1])
     return float(hot[hot.step >= from_step].mean() - cold[cold.step >= from_step].mean())
 
@@ -414,7 +414,7 @@ study = Study(
             source="Section 3.1, Figure 3",
             paper_value=None,
             quantity="change of final loss (nats)",
-            measure=lambda runs: final_loss(runs["heated"]) - final_loss(runs[at("pre-ln", 1)]),
+            measure=lambda runs: final_loss(runs["heated"]) - final_loss(runs[at("pre-ln", 1.0)]),
             op=">",
             threshold=0.0,
         ),

@@ -1,0 +1,96 @@
+"""Each claim of data-diet tells a world with the effect from one without; and the study runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import fabricate
+
+from dynascope.record import Series, open_record
+from dynascope.studies import Runs, StudyRecord, judge, load_study, run_study
+
+STUDY = load_study("data-diet")
+CLAIMS = {claim.id: claim for claim in STUDY.claims}
+SIZE, RUNS = 200, 4
+
+
+def scored(folder: Path, random: np.random.Generator, *, is_effect: bool) -> Any:
+    """A scoring arm whose early scores tell the final ones, or are noise."""
+    truth, wrong = random.random(SIZE), np.arange(SIZE) < 20
+    noise = random.random((4, SIZE))
+    early = truth + wrong if is_effect else noise[0]
+    with StudyRecord(folder, earlier={}, config={}) as record:
+        for name in ("el2n", "grand"):
+            record.declare(Series(name, ("run", "example")))
+        record.declare(Series("forgetting", ("run", "example")))
+        levels = {0: noise[1], 1: noise[2] + (0.2 * early if is_effect else 0), 10: early, 40: truth + wrong}
+        for epoch, values in levels.items():
+            if epoch == 1 and not is_effect:
+                values = truth + wrong  # the agreement falls
+            record.add(epoch, {"el2n": np.tile(values, (RUNS, 1)), "grand": np.tile(levels[0], (RUNS, 1))})
+        record.add(40, {"forgetting": np.tile(truth, (RUNS, 1)), "mislabelled": wrong.astype(float)})
+        record.add(0, {"input_norm": levels[0] if is_effect else noise[3]})
+    return open_record(folder)
+
+
+def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
+    """One seed's records in a world where the paper is right about everything, or about nothing."""
+    random = np.random.default_rng(seed)
+    jitter = lambda: 0.01 * random.random(3)  # noqa: E731
+    better, base = (97.0, 95.0) if is_effect else (93.0, 95.0)
+    accuracies = {arm: base for arm in STUDY.arms if "random" in arm or arm == "noisy-el2n-50"}
+    by_score = (
+        "el2n-50",
+        "el2n-30",
+        "el2n-20",
+        "mlp-scores-50",
+        "narrow-el2n-50",
+        "noisy-window-50",
+        "grand-at-init-50",
+    )
+    accuracies |= dict.fromkeys(by_score, better)
+    accuracies["full"] = 97.0
+    arms: dict[str, Mapping[str, Any]] = {arm: {"accuracy": value + jitter()} for arm, value in accuracies.items()}
+    hard, easy = ([0.3, 0.3, 0.1, 0.0], [0.3, 0.0, 0.0, 0.0])
+    arms["barrier"] = {"barrier/hardest": hard if is_effect else easy, "barrier/easiest": easy if is_effect else hard}
+    arms["kernel"] = {"velocity/hardest": (0.2 if is_effect else 0.1) + jitter(), "velocity/easiest": 0.15 + jitter()}
+    runs = dict(fabricate(folder, arms))
+    for arm in ("score-conv", "score-noisy"):
+        runs[arm] = scored(folder / arm, random, is_effect=is_effect)
+    runs["score-mlp"] = runs["score-conv"] if is_effect else scored(folder / "score-mlp", random, is_effect=False)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
+    folder = tmp_path_factory.mktemp("worlds")
+    return {
+        is_effect: [world(folder / f"{is_effect}-{seed}", seed, is_effect=is_effect) for seed in range(3)]
+        for is_effect in (True, False)
+    }
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
+    assert judge(CLAIMS[claim], worlds[True]).holds is True
+    assert judge(CLAIMS[claim], worlds[False]).holds is False
+
+
+def test_smoke_preset_runs_every_arm(tmp_path: Path) -> None:
+    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
+    assert verdict.failures == {}
+    assert {judgement.claim.id for judgement in verdict.judgements if judgement.measured is not None} >= {
+        "C1-cost",
+        "C4",
+        "C5",
+    }
+    noisy = open_record(verdict.run / "score-noisy" / "seed-0")
+    assert noisy["mislabelled"].values.mean() == pytest.approx(0.1, abs=0.002)
+    assert open_record(verdict.run / "el2n-30" / "seed-0")["kept"].values[0] == round(0.3 * 297)
+
+
+def test_pruned_arms_build_on_scores() -> None:
+    assert STUDY.after["noisy-window-50"] == ("score-noisy",)
+    assert "random-50" not in STUDY.after
