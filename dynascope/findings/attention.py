@@ -26,7 +26,7 @@ class EntropyCollapse:
         self._layers: dict[int, Streak] = {}
         self._heads: dict[tuple[int, int], Streak] = {}
         self._told: set[int] = set()
-        self._norms = History(self.window)
+        self._norms = History(2 * self.window)
         self._source: str | None = None
 
     def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
@@ -62,7 +62,7 @@ class EntropyCollapse:
                     yield self._finding(since, str(name), head, level, before, is_unstable)
 
     def _has_grown(self, step: int) -> bool:
-        recent = np.flatnonzero(self._norms.steps <= step)
+        recent = np.flatnonzero(self._norms.steps <= step)[-self.window :]
         if recent.size < 4:
             return False
         usual = np.nanmedian(self._norms.values[recent[:-1]])
@@ -79,7 +79,10 @@ class EntropyCollapse:
             step=step,
             message=f"Attention in {who} has collapsed to {level:.0%} of its possible entropy, from {before:.0%}{growing}.",
             evidence={"entropy_normalized": level, "early": before, "gradients_grow": is_unstable},
-            remedy='dynascope.nn.sigma_reparam(model, gamma="preserve")  # or query-key normalisation, or a longer warmup',
+            remedy=(
+                'from dynascope.nn import sigma_reparam; sigma_reparam(model, gamma="preserve")  '
+                "# or query-key normalisation, or a longer warmup"
+            ),
             source="2303.06296: collapse below a tenth of log T goes with instability",
             series="attention/entropy_normalized",
             where=who,

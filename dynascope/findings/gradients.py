@@ -17,7 +17,7 @@ class ExplodingGradients:
     window, growth, looks = 100, 10.0, 3
 
     def __init__(self) -> None:
-        self._history = History(self.window)
+        self._history = History(self.window + self.looks)
         self._streak = Streak(self.looks)
         self._has_told_nan = False
         self._source: str | None = None
@@ -158,7 +158,7 @@ class DivergencePrecursor:
     limit, growth, window, looks = 2.3, 3.0, 20, 2
 
     def __init__(self) -> None:
-        self._norms = History(self.window)
+        self._norms = History(2 * self.window)
         self._streak = Streak(self.looks)
         self._source: str | None = None
 

@@ -38,6 +38,7 @@ class LossSpike:
         usual = self._history.rolling_median(self.window, lag=1)
         spread = pd.Series(np.abs(values - usual)).rolling(self.window, min_periods=self.window // 2).median().shift(1)
         limit = usual + np.maximum(SPIKE_DEVIATIONS * SCALED_MAD * spread.to_numpy(), 0.1 * np.abs(usual))
+        values = np.where(np.isfinite(values), values, np.nan)  # what is no number is told above
         above = values > limit
         # One loud batch is no spike: two losses in a row, or one that stands out twice as far.
         far = values > usual + 2 * (limit - usual)

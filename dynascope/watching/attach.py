@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from dynascope.findings import detect
+from dynascope.findings import Follower, all_detectors
 from dynascope.probes import Probe, choose_probes
 from dynascope.probes.probe import Need
 from dynascope.probes.views import ExampleBatch
@@ -33,6 +34,8 @@ from dynascope.watching.tracker import Tracker
 
 DEFAULT_BUDGET, DEFAULT_EVERY = 0.02, 50
 MOST_OPTIMIZERS = 8
+FIRST_LOOK, LOOKING_SHARE = 30.0, 0.002
+"""Seconds until detectors first look at the record, and the share of time that their looking may take."""
 
 
 class Watch:
@@ -108,6 +111,9 @@ class Watch:
         self._num_example_batches = 0
         self._is_closed = False
         self._open = ExitStack()
+        self._closing = threading.Event()
+        self._looking: threading.Thread | None = None
+        self._follower: Follower | None = None
 
     # The block
 
@@ -121,6 +127,9 @@ class Watch:
             self._open.callback(handle.remove)
         for optimizer in self._optimizers:
             self._guarded(self._tracker_of)(optimizer)
+        if self._writer.rank == 0:
+            self._looking = threading.Thread(target=self._look_regularly, name="dynascope-findings", daemon=True)
+            self._looking.start()
         return self
 
     def __exit__(
@@ -145,7 +154,9 @@ class Watch:
             trace = "".join(traceback.format_exception(error))
             self._writer.event("exception", message, step=self.step, data={"traceback": trace})
         self._writer.event("end", f"{self.num_steps} optimizer steps", step=self.step)
-        if self._writer.rank == 0:
+        self._closing.set()
+        if self._looking is not None:
+            self._looking.join()
             self._guarded(self._look_for_findings)()
         if self._owns_writer:
             try:
@@ -153,11 +164,19 @@ class Watch:
             except (RecordError, OSError) as problem:
                 warnings.warn(f"dynascope: {problem}", stacklevel=2)
 
+    def _look_regularly(self) -> None:
+        """Look for findings while the training goes on, so that they come early enough to matter."""
+        look, pause = self._guarded(self._look_for_findings), FIRST_LOOK
+        while not self._closing.wait(pause):
+            started = time.thread_time()
+            look()
+            pause = max(FIRST_LOOK, (time.thread_time() - started) / LOOKING_SHARE)
+
     def _look_for_findings(self) -> None:
         self._writer.flush()
-        with open_record(self.run) as record:
-            for finding in detect(record):
-                self._writer.finding(finding)
+        self._follower = self._follower or Follower(open_record(self.run), all_detectors)
+        for finding in self._follower.new_findings():
+            self._writer.finding(finding)
 
     # What the user says
 
