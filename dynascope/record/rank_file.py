@@ -159,15 +159,18 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
         if not _needs_side_files(database):
             yield database
             return
-    log = path.with_name(f"{path.name}-wal")
-    if not (log.exists() and log.stat().st_size):
+    # The log of a writer that lives or was killed, and the journal of one that was killed as it began or ended.
+    beside = [path.with_name(f"{path.name}-{kind}") for kind in ("wal", "journal")]
+    unfinished = [file for file in beside if file.exists() and file.stat().st_size]
+    if not unfinished:
         with closing(_connect(path, "mode=ro&immutable=1")) as database:
             yield database
         return
     with tempfile.TemporaryDirectory(prefix="dynascope-") as folder:
         copied = Path(shutil.copy(path, folder))
-        shutil.copy(log, folder)
-        with closing(_connect(copied, "mode=ro")) as database:
+        for file in unfinished:
+            shutil.copy(file, folder)
+        with closing(_connect(copied, "mode=rw")) as database:
             yield database
 
 
@@ -183,6 +186,8 @@ def _needs_side_files(database: sqlite3.Connection) -> bool:
             sqlite3.SQLITE_CANTOPEN,
             sqlite3.SQLITE_READONLY_CANTINIT,
             sqlite3.SQLITE_READONLY_DIRECTORY,
+            sqlite3.SQLITE_READONLY_RECOVERY,
+            sqlite3.SQLITE_READONLY_ROLLBACK,
         ):
             return True
         raise

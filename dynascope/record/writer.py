@@ -366,13 +366,13 @@ def _create(path: Path) -> sqlite3.Connection:
     """A new record file that is whole from the moment at which it can be seen, opened for writing."""
     draft = path.with_suffix(".new")
     draft.unlink(missing_ok=True)
+    mode = "wal" if locking.allows_wal(path.parent) else "delete"
     database = sqlite3.connect(draft)
     database.executescript(SCHEMA)
+    (granted,) = database.execute(f"PRAGMA journal_mode = {mode}").fetchone()
     database.close()
     draft.rename(path)
     database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-    mode = "wal" if locking.allows_wal(path.parent) else "delete"
-    (granted,) = database.execute(f"PRAGMA journal_mode = {mode}").fetchone()
     database.execute(f"PRAGMA synchronous = {'NORMAL' if granted == 'wal' else 'FULL'}")
     return database
 

@@ -50,7 +50,9 @@ SICK = {"warning", "critical"}
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU, nn.Tanh])
 def test_healthy_training_has_nothing_to_warn_of(findings_of: Made, activation: type[nn.Module]) -> None:
-    assert [finding for finding in findings_of(mlp(activation), lr=1e-3) if finding.severity in SICK] == []
+    findings = findings_of(mlp(activation), lr=1e-3)
+    # A machine that gets busy slows down in truth, which says nothing of the training.
+    assert [finding for finding in findings if finding.severity in SICK and finding.id != "throughput-loss"] == []
 
 
 def test_lr_far_too_high_is_told_early(findings_of: Made) -> None:

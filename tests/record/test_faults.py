@@ -417,3 +417,23 @@ def test_hostile_names_and_texts_come_back_as_they_were(tmp_path):
 def test_empty_name_is_refused(tmp_path):
     with RecordWriter(tmp_path) as writer, pytest.raises(ValueError, match="name"):
         writer.add(0, {"": 1.0})
+
+
+def test_record_of_a_writer_that_died_between_journals_is_read(tmp_path):
+    # Killed as it left the write-ahead log, a writer leaves a rollback journal that only a writer could play back.
+    with RecordWriter(tmp_path) as record:
+        record.add(0, {"x": 1.0})
+    code = """
+import sqlite3
+database = sqlite3.connect(folder / "rank-00000.sqlite", isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN")
+for number in range(2000):
+    database.execute("INSERT INTO event (kind, message, time, data) VALUES ('a', hex(randomblob(500)), 0, '{}')")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert python(code, tmp_path).returncode == -9
+    assert (tmp_path / "rank-00000.sqlite-journal").stat().st_size > 0
+    with open_record(tmp_path) as record:
+        assert record["x"].values.tolist() == [1.0]
+        assert record.events == []
