@@ -107,7 +107,9 @@ def main() -> None:
                     contenders[package] = peer(same, inputs, targets)
         expected = contenders["loop"]()
         for name, norms in contenders.items():
-            torch.testing.assert_close(norms(), expected, rtol=1e-4, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+            torch.testing.assert_close(
+                norms(), expected, rtol=1e-4, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}"
+            )
         print(f"{title}, batch {BATCH}; bars: loop ≥ 20x, vmap ≥ 3x the time of ghost")
         tell(medians(contenders, options.turns), base="ghost")
 

@@ -1,13 +1,13 @@
 """Adam's second moment: whether it still knows the size of today's gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dynascope.probes.probe import Need, Probe
-from dynascope.probes.views import StepView, stacked
+from dynascope.probes.views import StepView, foreach_norm, stacked
 from dynascope.record import Series
 
 
@@ -58,14 +58,18 @@ class AdamHealth(Probe):
         names = [name for name in view.gradients if "exp_avg_sq" in view.states[name]]
         if not names:
             return {}
-        squares, below, sizes = [], [], []
-        for name in names:
-            group, state = view.groups[name], view.states[name]
-            corrected = _local(state["exp_avg_sq"]) / (1 - group["betas"][1] ** state["step"])
-            gradient = view.gradients[name]
-            sizes.append(gradient.numel())
-            squares.append(adam_update_rms(gradient, corrected, group["eps"]).square() * gradient.numel())
-            below.append(epsilon_fraction(corrected, group["eps"]) * gradient.numel())
+        # Left uncorrected, the moment needs no copy: with c = 1 - beta^t its corrected value is moment / c.
+        corrections = [1 - view.groups[name]["betas"][1] ** _count(view.states[name]["step"]) for name in names]
+        floors = [view.groups[name]["eps"] ** 2 * c for name, c in zip(names, corrections, strict=True)]
+        moments = [_local(view.states[name]["exp_avg_sq"]).float() for name in names]
+        gradients = [view.gradients[name].float() for name in names]
+        floored = _at_least(moments, floors)
+        ratios = foreach_norm(list(torch._foreach_div(gradients, torch._foreach_sqrt(floored))))
+        squares = [ratio.square() * c for ratio, c in zip(ratios, corrections, strict=True)]
+        # Raising to the floor changes exactly the elements below it.
+        raised = torch._foreach_sign(torch._foreach_sub(floored, moments))
+        below = list(torch._foreach_norm(raised, 1, dtype=torch.float32))
+        sizes = [gradient.numel() for gradient in gradients]
         device = squares[0].device
         # An empty shard has no mean; it adds nothing.
         totals = [view.sum_over_shards(names, stacked(values).nan_to_num(nan=0.0)) for values in (squares, below)]
@@ -75,6 +79,18 @@ class AdamHealth(Probe):
             "adam/update_rms": unsharded(names, (totals[0] / count).sqrt()),
             "adam/epsilon_fraction": unsharded(names, totals[1] / count),
         }
+
+
+def _count(step: Tensor | float) -> Tensor | float:
+    """Adam's step count as a number, unless it lives on an accelerator, where asking for it would wait."""
+    return float(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else step
+
+
+def _at_least(tensors: list[Tensor], floors: Sequence[Tensor | float]) -> list[Tensor]:
+    numbers = [floor for floor in floors if isinstance(floor, float)]
+    if len(numbers) == len(floors):
+        return list(torch._foreach_clamp_min(tensors, numbers))
+    return [torch.clamp(tensor, min=floor) for tensor, floor in zip(tensors, floors, strict=True)]
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dynascope.record import Series
 
 # The first key positions that are recorded one by one, and the first queries that are left out of a sink's mass:
 # the first query can look nowhere else, and the next few hardly.
-POSITIONS, EARLY_QUERIES = 8, 5
+POSITIONS, EARLY_QUERIES, NORM_ROWS = 8, 5, 2
 
 
 def attention_entropy(
@@ -150,12 +150,13 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
         mass += (weights * is_late.unsqueeze(-1)).sum(2)
         late_queries += is_late.sum(2, keepdim=True)
     received = _from_first(mass / late_queries, first).nanmean(0)
-    keys = call.key.float().repeat_interleave(num_heads // call.key.shape[1], dim=1)
+    queries, keys = (part[:NORM_ROWS].float() for part in (call.query, call.key))
+    keys = keys.repeat_interleave(num_heads // call.key.shape[1], dim=1)
     return {
         "attention/entropy": entropy / seen,
         "attention/entropy_normalized": normalized / choices,
         "attention/logit_max": largest,
-        "attention/logit_spectral_norm": _product_norm(call.query.float(), keys).mean(0) * abs(call.scale),
+        "attention/logit_spectral_norm": _product_norm(queries, keys).mean(0) * abs(call.scale),
         "attention/sink_mass": received,
         "attention/value_norm": value_norm(call.value, num_heads, first),
     }
@@ -177,7 +178,7 @@ class Attention(Probe):
         Series(
             "attention/logit_spectral_norm",
             ("layer", "head"),
-            description="Largest singular value of the scaled query-key map on the rows looked at, before masking.",
+            description="Largest singular value of the scaled query-key map, before masking; mean over two rows.",
         ),
         Series(
             "attention/sink_mass",

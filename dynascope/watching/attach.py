@@ -76,6 +76,7 @@ class Watch:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self._model = model
+        began = time.perf_counter()
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
         self._only = {id(one) for one in optimizers}
         rank, num_processes = _process()
@@ -114,6 +115,7 @@ class Watch:
         self._closing = threading.Event()
         self._looking: threading.Thread | None = None
         self._follower: Follower | None = None
+        self._opening_seconds = time.perf_counter() - began
 
     # The block
 
@@ -279,6 +281,7 @@ class Watch:
             prefix="" if number == 1 else f"optimizer{number}/",
             is_distributed=self._is_distributed,
             started=time.perf_counter() if number == 1 else self._in_order[0].started,
+            already_spent=self._opening_seconds if number == 1 else 0.0,
         )
         self._trackers[optimizer] = tracker
         self._in_order.append(tracker)

@@ -13,8 +13,8 @@ class Schedule(Protocol):
     def due(self, step: int, now: float) -> frozenset[str]:
         """The probes that look at `step`; `now` is the clock's reading in seconds."""
 
-    def spent(self, costs: Mapping[str, float]) -> None:
-        """Tell what the probes of one step cost, in seconds."""
+    def spent(self, costs: Mapping[str, float], shared: float = 0.0) -> None:
+        """Tell what the probes of one step cost, and what the watch took beside them, in seconds."""
 
     def drop(self, probe: str) -> None:
         """Forget a probe that was switched off."""
@@ -37,7 +37,7 @@ class Every:
         """All probes on multiples of the interval, none in between."""
         return frozenset(self._probes) if step % self._interval == 0 else frozenset()
 
-    def spent(self, costs: Mapping[str, float]) -> None:
+    def spent(self, costs: Mapping[str, float], shared: float = 0.0) -> None:
         """An interval does not depend on costs."""
 
     def drop(self, probe: str) -> None:
@@ -54,7 +54,7 @@ class _Account:
 
 
 class Budget:
-    """Keeps the time spent in probes within `fraction` of the wall time, shared equally among the probes.
+    """Keeps the time that watching takes within `fraction` of the wall time, shared equally among the probes.
 
     Each probe saves up its share of the passing time and looks once its savings cover what a look costs (the larger of
     its last cost and its running mean). Probes that look together share the price of one shadow pass or one parameter
@@ -64,7 +64,7 @@ class Budget:
     A probe's first look has no known price and is taken at once; its account goes into debt by that much.
     Savings are capped at two looks, so that a long pause does not end in a burst.
 
-    The bound: time in probes ≤ fraction × wall time + the price of one look of every probe.
+    The bound: time in the watch ≤ fraction × wall time + the price of one look of every probe.
     """
 
     ride_along = 0.5
@@ -102,8 +102,10 @@ class Budget:
             return 1.0  # the first look is free of savings: without it no price would ever be known
         return account.credit / account.cost if account.cost > 0 else math.inf
 
-    def spent(self, costs: Mapping[str, float]) -> None:
-        """Charge each probe's account and update its expected price."""
+    def spent(self, costs: Mapping[str, float], shared: float = 0.0) -> None:
+        """Charge each probe's account and update its expected price; all bear what is shared."""
+        for every in self._accounts.values():
+            every.credit -= shared / len(self._accounts)
         for name, cost in costs.items():
             account = self._accounts.get(name)
             if account is not None:

@@ -17,7 +17,7 @@ from dynascope.watching.undisturbed import undisturbed
 aten = torch.ops.aten
 
 # The number of positions (rows × tokens) that one shadow pass looks at, and its most and fewest rows.
-POSITIONS, MOST_ROWS, FEWEST_ROWS = 1024, 256, 2
+POSITIONS, MOST_ROWS, FEWEST_ROWS = 512, 256, 2
 
 _ACTIVATIONS = {
     aten.relu: "relu",
@@ -47,7 +47,7 @@ def shadow_pass(
 ) -> None:
     """Run `model` on the first rows of its arguments and show `observe` each place that some probe needs.
 
-    Nothing is kept between places: memory is that of one evaluation forward pass on at most 1024 positions, plus the
+    Nothing is kept between places: memory is that of one evaluation forward pass on at most 512 positions, plus the
     largest view. The model runs in evaluation mode under the caller's autocast, without gradients. `prefix` stands
     before the names of modules, where `model` is a part of something larger.
 
@@ -67,12 +67,12 @@ def shadow_pass(
 
 
 def rows_for(batch: Tensor) -> int:
-    """How many rows of a batch are looked at, so that rows × positions is about 1024.
+    """How many rows of a batch are looked at, so that rows × positions is about 512.
 
     Integer (rows, tokens) and float (rows, tokens, features) count their tokens; anything else counts one position.
 
     >>> rows_for(torch.zeros(64, 128, dtype=torch.long))
-    8
+    4
     """
     is_tokens = batch.ndim == 2 and not batch.is_floating_point()
     positions = batch.shape[1] if is_tokens or batch.ndim == 3 else 1

@@ -63,8 +63,10 @@ class Tracker:
         prefix: str = "",
         is_distributed: bool = False,
         started: float,
+        already_spent: float = 0.0,
     ) -> None:
         self.step = 0
+        self._shared = already_spent
         self.prefix = prefix
         self.started = started
         self._optimizer = weakref.ref(optimizer)
@@ -110,11 +112,13 @@ class Tracker:
     def after_step(self, losses: Sequence[Tensor], norm_before_clipping: Tensor | None) -> None:
         """Measure the step, send it to the record, and plan the next."""
         now = time.perf_counter()
+        paid = sum(self._costs.values())
         self._measure_step()
         values = self._always(now, losses, norm_before_clipping) | self._measured
         if self._writer.rank > 0:
             values = {name: value for name, value in values.items() if name.removeprefix(self.prefix) in _PER_RANK}
         self._outbox.put(self.step, values)
+        self._shared += time.perf_counter() - now - (sum(self._costs.values()) - paid)
         self._plan_next()
 
     def close(self) -> None:
@@ -198,7 +202,8 @@ class Tracker:
         )
 
     def _plan_next(self) -> None:
-        self._schedule.spent(self._costs)
+        self._schedule.spent(self._costs, self._shared)
+        self._shared = 0.0
         # A probe that could not look yet (no forward pass in sight, no earlier gradient) tries at the next step.
         unmet = {name for name in self._due - self._looked if name in self._probes}
         self._due = unmet | set(self._schedule.due(self.step + 1, time.perf_counter()))
