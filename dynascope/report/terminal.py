@@ -17,7 +17,10 @@ from dynascope.record import Finding, Record
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
 _SIGNS = {"critical": "✖", "warning": "▲", "info": "●"}
-_SPARK_WIDTH = 20
+_SPARK_WIDTH, _MIN_SPARK_WIDTH = 20, 8
+_MIN_NAME_WIDTH = 12
+_REST_WIDTH = 66
+"""Columns for the longest usual name and three numbers."""
 
 
 def show(record: Record, console: Console) -> None:
@@ -26,17 +29,24 @@ def show(record: Record, console: Console) -> None:
     >>> show(dynascope.open("runs/demo"), Console())
     """
     console.print(Text(plain(str(record.path)), style="bold").append("  ").append_text(_headline(record)))
-    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
-    table.add_column("series", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("course", min_width=_SPARK_WIDTH, no_wrap=True)
-    for column in ("last", "min", "max"):
-        table.add_column(column, justify="right", min_width=9, no_wrap=True)
+    # Numbers are never cut: the courses and then the names make room for them.
+    spark_width = min(_SPARK_WIDTH, max(_MIN_SPARK_WIDTH, console.width - _REST_WIDTH))
+    rows = []
     for name in record.names():
         info = record.info(name)
         values = _course(record.series(name, max_points=8 * _SPARK_WIDTH))
         label = Text(plain(name)).append(f"  {plain(info.unit)}", style="dim")
-        course = Text(sparkline(values, _SPARK_WIDTH), style="cyan")
-        table.add_row(label, course, *(Text(f"{value:.4g}") for value in _summary(values)))
+        course = Text(sparkline(values, spark_width), style="cyan")
+        rows.append((label, course, [f"{value:.4g}" for value in _summary(values)]))
+    number_width = max([len(number) for *_, numbers in rows for number in numbers], default=0)
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="dim")
+    room = console.width - spark_width - 3 * number_width - 4
+    table.add_column("series", overflow="ellipsis", no_wrap=True, max_width=max(_MIN_NAME_WIDTH, room))
+    table.add_column("course", width=spark_width, no_wrap=True)
+    for column in ("last", "min", "max"):
+        table.add_column(column, justify="right", width=max(len(column), number_width), no_wrap=True)
+    for label, course, numbers in rows:
+        table.add_row(label, course, *map(Text, numbers))
     console.print(table)
     if any(record.info(name).dims for name in record.names()):
         console.print(Text("Of series with places (layers, heads, parameters) the median is shown.", style="dim"))
@@ -55,7 +65,8 @@ def print_findings(record: Record, console: Console) -> None:
         line = Text(f"{_SIGNS[finding.severity]} step {finding.step}  ", style=style)
         console.print(line.append(plain(finding.message), style="default"))
         if finding.remedy:
-            console.print(Padding(Text(plain(finding.remedy), style="dim"), (0, 0, 0, 4)))
+            remedy = "\n".join(map(plain, finding.remedy.splitlines()))
+            console.print(Padding(Text(remedy, style="dim"), (0, 0, 0, 4)))
 
 
 def show_json(record: Record) -> dict[str, Any]:
