@@ -69,6 +69,8 @@ class Budget:
 
     ride_along = 0.5
     savings_cap = 2.0
+    # What probes cannot be charged with: the writing thread, the looks for findings, caches that a look has emptied.
+    kept_back = 0.25
 
     def __init__(self, probes: Sequence[str], fraction: float) -> None:
         if not 0.0 < fraction < 1.0 or math.isnan(fraction):
@@ -87,7 +89,7 @@ class Budget:
         # A clock that was set back brings no income; it must not bring debt either.
         elapsed = 0.0 if self._last_time is None else max(0.0, now - self._last_time)
         self._last_time = now
-        income = self.fraction * elapsed / len(self._accounts)
+        income = (1 - self.kept_back) * self.fraction * elapsed / len(self._accounts)
         for account in self._accounts.values():
             account.credit = min(account.credit + income, self.savings_cap * (account.cost or math.inf))
         ready = [name for name, account in self._accounts.items() if self._share_saved(account) >= 1.0]

@@ -29,7 +29,7 @@ def test_share_of_wall_time_stays_within_the_budget(fraction: float) -> None:
 def test_the_budget_is_used_where_probes_can_use_it() -> None:
     costs = {"one": 0.01, "other": 0.02}
     share, _ = share_spent(Budget(list(costs), 0.02), costs, step_time=0.05, steps=20_000)
-    assert share > 0.015
+    assert share > 0.8 * (1 - Budget.kept_back) * 0.02
 
 
 def test_every_probe_looks_at_the_first_step() -> None:
@@ -70,7 +70,7 @@ def test_a_clock_set_back_neither_pays_nor_costs() -> None:
     budget.due(0, 100.0)
     budget.spent({"probe": 1.0})
     assert budget.due(1, 50.0) == frozenset()
-    assert budget.due(2, 54.1) == {"probe"}
+    assert budget.due(2, 55.5) == {"probe"}
 
 
 def test_a_probe_that_was_dropped_leaves_its_share_to_the_others() -> None:
@@ -78,7 +78,7 @@ def test_a_probe_that_was_dropped_leaves_its_share_to_the_others() -> None:
     budget.drop("dropped")
     share, looks = share_spent(budget, {"kept": 0.01}, step_time=0.05, steps=10_000)
     assert set().union(*looks) == {"kept"}
-    assert share > 0.015
+    assert share > 0.8 * (1 - Budget.kept_back) * 0.02
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 2, float("nan")])
