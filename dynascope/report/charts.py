@@ -8,24 +8,18 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import altair as alt
-import numpy as np
-import xarray as xr
 
-from dynascope.record import Finding, Record, Series
+from dynascope.record import Record, Series
+from dynascope.report.rows import MAX_PLACES_AS_LINES, Rows, finding_rows, heat_rows, line_rows
 from dynascope.report.terminal import plain
 
-Rows: TypeAlias = list[dict[str, Any]]
-
-MAX_POINTS, MAX_COLUMNS = 1200, 160
-MAX_PLACES_AS_LINES, MAX_PANELS, MAX_HEIGHT = 4, 12, 420
-WIDTH, HEIGHT = 460, 190
+WIDTH, HEIGHT, MAX_HEIGHT = 460, 190, 420
 
 # Okabe and Ito's palette, which colour-blind readers tell apart and which shows on light and dark ground.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#B8A800")
-SEVERITY_COLOURS = {"critical": "#D55E00", "warning": "#E69F00", "info": "#56B4E9"}
 NOT_FINITE = "#D4003C"
 
 
@@ -147,76 +141,6 @@ def _drawn(records: Mapping[str, Record], planned: Planned) -> Chart:
     )
     subtitle = " ".join(dict.fromkeys(info.description for info in infos if info.description))
     return Chart(plain(planned.title), plain(subtitle), spec, data)
-
-
-# Rows
-
-
-def line_rows(records: Mapping[str, Record], name: str, since: int | None = None) -> dict[str, Rows]:
-    """Rows of a series as lines, from step `since` on: values, and steps where there is no finite one.
-
-    Of a series with several places all are lines when they are few and the run is alone; else the median is the line
-    and the quartiles are its band.
-    """
-    lines: Rows = []
-    broken: Rows = []
-    alone = len(records) == 1
-    for run, record in records.items():
-        if name not in record:
-            continue
-        values = _merged_ranks(record.series(name, since=since, max_points=MAX_POINTS))
-        for place, line, low, high in _as_lines(values, alone=alone):
-            label = place if place is not None else plain(name if alone else run)
-            for step, value, least, most in zip(values.step.values, line, low, high, strict=True):
-                row = {"step": int(step), "line": label, "series": "" if alone else plain(name)}
-                if math.isfinite(value):
-                    lines.append({**row, "value": _short(value), "low": _short(least), "high": _short(most)})
-                else:
-                    broken.append({**row, "text": _not_finite(value)})
-    return {"lines": lines, "broken": broken}
-
-
-def heat_rows(records: Mapping[str, Record], name: str, since: int | None = None) -> dict[str, Rows]:
-    """Rows of a heat map from step `since` on; of a series with three axes the middle one is averaged."""
-    record = next(iter(records.values()))
-    values = _merged_ranks(record.series(name, since=since, max_points=MAX_COLUMNS)).astype(np.float64)
-    while values.ndim > 3:
-        values = values.mean(str(values.dims[2]))
-    panel_dim = values.dims[1] if values.ndim == 3 else None
-    panels = _spread(values.sizes[panel_dim], MAX_PANELS) if panel_dim else [0]
-    steps = values.step.values
-    gap = int(np.median(np.diff(steps))) if len(steps) > 1 else 1 + int(steps[0]) - since if since and len(steps) else 1
-    ends = np.append(steps[1:], steps[-1:] + gap)
-    cells: Rows = []
-    broken: Rows = []
-    for index in panels:
-        panel = values.isel({panel_dim: index}) if panel_dim else values
-        place_dim = panel.dims[1]
-        title = f"{panel_dim} {_label(values[panel_dim].values[index])}" if panel_dim else ""
-        labels = [_label(label) for label in panel[place_dim].values]
-        for step, end, row in zip(steps, ends, panel.values, strict=True):
-            for label, value in zip(labels, row, strict=True):
-                cell = {"panel": title, "place": label, "step": int(step), "end": int(end)}
-                if math.isfinite(value):
-                    cells.append({**cell, "value": _short(value)})
-                else:
-                    broken.append({**cell, "text": _not_finite(value)})
-    return {"cells": cells, "broken": broken}
-
-
-def finding_rows(records: Mapping[str, Record], names: Sequence[str]) -> Rows:
-    """The findings that were read from these series; beside the loss stand all of them."""
-    found = [(run, finding) for run, record in records.items() for finding in record.findings]
-    return [
-        {
-            "step": finding.step,
-            "text": _told(finding) if len(records) == 1 else f"{plain(run)}: {_told(finding)}",
-            "severity": finding.severity,
-            "colour": SEVERITY_COLOURS[finding.severity],
-        }
-        for run, finding in found
-        if finding.series in names or "loss" in names
-    ]
 
 
 # Specifications
@@ -354,43 +278,3 @@ def _is_heat(record: Record, name: str) -> bool:
     values = record.series(name, since=last)
     sizes = [size for dim, size in values.sizes.items() if dim not in ("step", "rank")]
     return math.prod(sizes) > MAX_PLACES_AS_LINES
-
-
-def _as_lines(values: xr.DataArray, *, alone: bool) -> list[tuple[str | None, np.ndarray, np.ndarray, np.ndarray]]:
-    """(place, line, low, high) for every line of a series; `place` is None when it is the series' only line."""
-    dims = [dim for dim in values.dims if dim != "step"]
-    table = values.astype(np.float64).transpose("step", *dims).values.reshape(len(values.step), -1)
-    if not dims:
-        return [(None, table[:, 0], table[:, 0], table[:, 0])]
-    if alone and table.shape[1] <= MAX_PLACES_AS_LINES:
-        places = values.stack(place=dims).place.values if len(dims) > 1 else values[dims[0]].values
-        return [(_label(place), line, line, line) for place, line in zip(places, table.T, strict=True)]
-    low, middle, high = np.quantile(table, [0.25, 0.5, 0.75], axis=1)
-    return [(None, middle, low, high)]
-
-
-def _merged_ranks(values: xr.DataArray) -> xr.DataArray:
-    """Several ranks as their mean."""
-    return values.mean("rank", skipna=True, keep_attrs=True) if "rank" in values.dims else values
-
-
-def _spread(size: int, most: int) -> list[int]:
-    """Indices of at most `most` of `size` places, evenly spread from the first to the last."""
-    return sorted(set(np.linspace(0, size - 1, min(size, most)).round().astype(int).tolist()))
-
-
-def _label(value: Any) -> str:
-    return plain(", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
-
-
-def _short(value: float) -> float:
-    """Six digits, which is more than a chart shows, in a third of the bytes."""
-    return float(f"{value:.6g}")
-
-
-def _not_finite(value: float) -> str:
-    return "NaN" if math.isnan(value) else "+infinity" if value > 0 else "-infinity"
-
-
-def _told(finding: Finding) -> str:
-    return plain(f"{finding.message} ({finding.where})" if finding.where else finding.message)

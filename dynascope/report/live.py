@@ -24,8 +24,9 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from dynascope.record import Record, RecordError, open_record
-from dynascope.report.charts import Rows, plan, sections
+from dynascope.report.charts import plan, sections
 from dynascope.report.page import asset, document, findings_html, policy, state_of
+from dynascope.report.rows import Rows
 from dynascope.report.terminal import sparkline
 
 HOST = "127.0.0.1"

@@ -10,7 +10,8 @@ from typing import Any
 import vl_convert
 
 from dynascope.record import Record
-from dynascope.report.charts import SEVERITY_COLOURS, THEMES, Section
+from dynascope.report.charts import THEMES, Section
+from dynascope.report.rows import SEVERITY_COLOURS
 from dynascope.report.terminal import by_severity, plain
 
 SCALE = 2.0

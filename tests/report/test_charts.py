@@ -8,7 +8,8 @@ import pytest
 import vl_convert
 
 from dynascope.record import Record
-from dynascope.report.charts import MAX_COLUMNS, MAX_PANELS, MAX_POINTS, Chart, plan, sections
+from dynascope.report.charts import Chart, plan, sections
+from dynascope.report.rows import MAX_COLUMNS, MAX_PANELS, MAX_POINTS
 
 
 def chart_of(record: Record, title: str) -> Chart:
