@@ -13,7 +13,7 @@ RUN ?= runs/demo
 # A small GPT on real text under watch, its findings, and a report.
 demo: .venv/ready
 	rm -rf $(RUN)
-	$(BIN)/dynascope watch --run $(RUN) examples/train_gpt.py
+	$(BIN)/dynascope watch --run $(RUN) --every 10 examples/train_gpt.py
 	$(BIN)/dynascope show $(RUN)
 	$(BIN)/dynascope report $(RUN) -o $(RUN)/report.html
 
