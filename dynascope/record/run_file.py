@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,24 @@ from typing import Any
 from dynascope.record.model import RecordError
 from dynascope.record.schema import RUN_FILE
 
+# What changes how a training runs. The rest of the environment is nobody's business, and may hold secrets.
+TOLD = (
+    "CUDA_",
+    "CUBLAS_",
+    "MKL_",
+    "NCCL_",
+    "OMP_",
+    "PYTHONHASHSEED",
+    "PYTORCH_",
+    "RANK",
+    "SLURM_JOB_ID",
+    "TORCH",
+    "WORLD_SIZE",
+)
+
 
 def write_run_file(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write run.json in one piece: arguments, versions, git state, start time and the given configuration."""
+    """Write run.json in one piece: arguments, versions, environment, seeds, git state, start, and the configuration."""
     content = {
         "argv": sys.argv,
         "cwd": os.getcwd(),
@@ -25,7 +41,9 @@ def write_run_file(folder: Path, config: Mapping[str, Any]) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in ("dynascope", "torch", "numpy")},
-        "git": _git_state(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(TOLD)},
+        "seeds": _seeds(),
+        "git": _git_state(os.getcwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": dict(config),
     }
@@ -53,7 +71,14 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, Any] | None:
+def _seeds() -> dict[str, int]:
+    """The seed of PyTorch's generator, where PyTorch is loaded; other generators do not tell theirs."""
+    torch = sys.modules.get("torch")
+    return {} if torch is None else {"torch": torch.initial_seed()}
+
+
+@cache  # a study opens hundreds of records in one process
+def _git_state(folder: str) -> dict[str, Any] | None:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None

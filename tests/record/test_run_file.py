@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dynascope.record import RecordError, RecordWriter, open_record
+from dynascope.record import RecordError, RecordWriter, open_record, run_file
 from dynascope.record.run_file import read_run_file
 
 
@@ -42,6 +42,7 @@ def test_git_state_tells_commit_and_changes(tmp_path, monkeypatch):
 
 
 def test_no_git_is_no_error(tmp_path, monkeypatch):
+    run_file._git_state.cache_clear()
     monkeypatch.setenv("PATH", "")
     RecordWriter(tmp_path).close()
     assert open_record(tmp_path).config["git"] is None
@@ -51,3 +52,19 @@ def test_damaged_run_file_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RecordError, match=r"run\.json is not valid JSON"):
         read_run_file(tmp_path)
+
+
+def test_environment_tells_what_matters_and_no_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    RecordWriter(tmp_path).close()
+    written = (tmp_path / "run.json").read_text()
+    assert '"OMP_NUM_THREADS": "1"' in written
+    assert "hunter2" not in written
+
+
+def test_seed_of_the_generator_is_told(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(1234)
+    RecordWriter(tmp_path).close()
+    assert open_record(tmp_path).config["seeds"] == {"torch": 1234}
