@@ -1,12 +1,12 @@
 """Records with series that were made up, to see that a claim's rule tells a world with the effect from one without."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dynascope.record import Series, open_record
-from dynascope.studies import Runs, StudyRecord
+from dynascope.studies import Claim, Runs, StudyRecord, judge
 
 Values = Mapping[str, object]
 
@@ -23,3 +23,21 @@ def fabricate(folder: Path, arms: Mapping[str, Values]) -> Runs:
                     record.add(step, {name: value})
         runs[arm] = open_record(folder / arm)
     return runs
+
+
+World = Callable[..., Runs]
+"""(folder, seed, is_effect=…) -> one seed's records in a world where the paper is right about everything, or nothing."""
+
+
+def worlds_of(world: World, folder: Path, num_seeds: int) -> dict[bool, list[Runs]]:
+    """Several seeds of both worlds."""
+    return {
+        is_effect: [world(folder / f"{is_effect}-{seed}", seed, is_effect=is_effect) for seed in range(num_seeds)]
+        for is_effect in (True, False)
+    }
+
+
+def assert_tells_apart(claim: Claim, worlds: Mapping[bool, list[Runs]]) -> None:
+    """The claim holds where the effect is, and does not where it is not: it can fail."""
+    assert judge(claim, worlds[True]).holds is True
+    assert judge(claim, worlds[False]).holds is False

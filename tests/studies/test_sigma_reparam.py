@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fabricated import assert_tells_apart, worlds_of
 
 from dynascope.record import Finding, Series, open_record
-from dynascope.studies import Runs, StudyRecord, judge, load_study, run_study
+from dynascope.studies import Runs, StudyRecord, load_study, run_study
 from dynascope.studies.sigma_reparam import LR_FACTORS, TEXT_ARMS, at
 
 STUDY = load_study("sigma-reparam")
@@ -63,17 +64,12 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    folder = tmp_path_factory.mktemp("worlds")
-    return {
-        is_effect: [world(folder / f"{is_effect}-{seed}", seed, is_effect=is_effect) for seed in range(5)]
-        for is_effect in (True, False)
-    }
+    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=5)
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert judge(CLAIMS[claim], worlds[True]).holds is True
-    assert judge(CLAIMS[claim], worlds[False]).holds is False
+    assert_tells_apart(CLAIMS[claim], worlds)
 
 
 def test_smoke_preset_runs_every_arm(tmp_path: Path) -> None:
