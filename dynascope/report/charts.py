@@ -159,7 +159,9 @@ def _line_spec(info: Series, names: tuple[str, ...], data: dict[str, Rows], num_
         scale=alt.Scale(
             domain=labels or ["none"], range=[PALETTE[i % len(PALETTE)] for i in range(max(1, len(labels)))]
         ),
-        legend=alt.Legend(orient="top", labelLimit=320, columns=2) if len(labels) > 1 else None,
+        legend=alt.Legend(orient="top", labelLimit=320, columns=2, symbolType="stroke", symbolOpacity=1)
+        if len(labels) > 1
+        else None,
     )
     tooltip = [alt.Tooltip("line:N", title="series"), "step:Q", alt.Tooltip("value:Q", format=".5g")]
     base = alt.Chart(alt.NamedData("lines"))
@@ -168,12 +170,15 @@ def _line_spec(info: Series, names: tuple[str, ...], data: dict[str, Rows], num_
         layers.append(base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q", **look), y2="high:Q", color=colour))
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(x=x, y=y, color=colour, detail="series:N", tooltip=tooltip)
     if num_runs > 1 and len(names) > 1:
-        line = line.encode(strokeDash=alt.StrokeDash("series:N", title=None, legend=alt.Legend(orient="top")))
+        dash = alt.Scale(domain=[plain(name) for name in names], range=[[1, 0], [5, 3], [1, 3], [8, 3, 1, 3]])
+        line = line.encode(
+            strokeDash=alt.StrokeDash("series:N", title=None, scale=dash, legend=alt.Legend(orient="top"))
+        )
     layers.append(line)
     if len({row["step"] for row in data["lines"]}) <= 30:
         layers.append(base.mark_point(size=22, filled=True).encode(x=x, y=y, color=colour, tooltip=tooltip))
     broken = alt.Chart(alt.NamedData("broken")).mark_text(text="✕", color=NOT_FINITE, fontSize=13, fontWeight="bold")
-    layers.append(broken.encode(x=x, y=alt.value(6), tooltip=["text:N", "step:Q", "line:N"]))
+    layers.append(broken.encode(x=x, y=alt.value(16), tooltip=["text:N", "step:Q", "line:N"]))
     return _finished(alt.layer(*layers, *_finding_layers(x)).properties(width=WIDTH, height=HEIGHT))
 
 
@@ -183,7 +188,9 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
     places = list(dict.fromkeys(row["place"] for row in every))
     panels = list(dict.fromkeys(row["panel"] for row in every))
     num_columns = 1 if len(panels) == 1 else 2
-    height = min(MAX_HEIGHT if num_columns == 1 else HEIGHT, max(60, 15 * len(places)))
+    most = MAX_HEIGHT if num_columns == 1 else HEIGHT
+    # Bands of whole pixels have no seams between them.
+    height = min(most, max(60, len(places) * max(1, min(15, most // max(1, len(places))))))
     width = WIDTH if num_columns == 1 else WIDTH // 2 - 20
     x = _step_axis()
     limit = 200 if num_columns == 1 else 60
@@ -193,14 +200,18 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
         "value:Q",
         title=plain(info.unit) or None,
         scale=_scale(values, scheme="viridis"),
-        legend=alt.Legend(orient="right", gradientLength=min(height, 120), format=".2~g"),
+        legend=alt.Legend(orient="right", gradientLength=min(height, 120), format=_legend_format(values)),
     )
     tooltip = ["place:N", "step:Q", alt.Tooltip("value:Q", format=".5g")]
     drawn = []
     for panel in panels:
         is_here = alt.datum.panel == panel
-        cells = alt.Chart(alt.NamedData("cells")).transform_filter(is_here).mark_rect(clip=True)
-        broken = alt.Chart(alt.NamedData("broken")).transform_filter(is_here).mark_rect(color=NOT_FINITE, clip=True)
+        cells = alt.Chart(alt.NamedData("cells")).transform_filter(is_here).mark_rect(clip=True, x2Offset=0.6)
+        broken = (
+            alt.Chart(alt.NamedData("broken"))
+            .transform_filter(is_here)
+            .mark_rect(color=NOT_FINITE, clip=True, x2Offset=0.6)
+        )
         layers = [
             cells.encode(x=x, x2="end:Q", y=y, color=colour, tooltip=tooltip),
             broken.encode(x=x, x2="end:Q", y=y, tooltip=["place:N", "step:Q", "text:N"]),
@@ -212,14 +223,15 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
 
 
 def _finding_layers(x: alt.X) -> list[alt.Chart]:
-    """Findings on the time axis: a rule through the chart, and a flag that tells when pointed at."""
+    """Findings on the time axis: a rule through the chart, and a numbered flag that tells when pointed at."""
     severity = alt.Color("colour:N", scale=None)
     base = alt.Chart(alt.NamedData("findings")).encode(x=x, tooltip=["text:N", "step:Q"])
     rule = base.mark_rule(strokeDash=[4, 3], strokeWidth=1.2).encode(color=severity)
-    flag = base.mark_point(shape="triangle-down", size=70, filled=True, opacity=1).encode(
-        y=alt.value(0), color=severity
+    flag = base.mark_point(shape="circle", size=150, filled=True, opacity=1).encode(y=alt.value(0), color=severity)
+    number = base.mark_text(fontSize=9, fontWeight="bold", color="#14171a", dy=0.5).encode(
+        y=alt.value(0), text="number:N"
     )
-    return [rule, flag]
+    return [rule, flag, number]
 
 
 def _finished(chart: Any) -> dict[str, Any]:
@@ -230,7 +242,9 @@ def _finished(chart: Any) -> dict[str, Any]:
 
 
 def _step_axis() -> alt.X:
-    axis = alt.Axis(format="~s", tickCount=6, grid=False)
+    # There is no step one and a half.
+    whole = "datum.value == floor(datum.value) ? datum.label : ''"
+    axis = alt.Axis(format="~s", tickCount=6, labelExpr=whole, grid=False)
     return alt.X("step:Q", title="step", axis=axis, scale=alt.Scale(nice=False, zero=False))
 
 
@@ -241,7 +255,18 @@ def _scale(values: Sequence[float], **more: Any) -> alt.Scale:
 
 
 def _axis(values: Sequence[float]) -> alt.Axis:
-    return alt.Axis(format="~e", tickCount=4) if _is_log(values) else alt.Axis(format="~g", tickCount=5)
+    if _is_log(values):
+        first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        # A run that is followed goes on beyond what is drawn now.
+        return alt.Axis(format=".4~g", values=[10.0**power for power in range(first - 3, last + 4)])
+    is_large = any(abs(value) >= 1e5 for value in values)
+    return alt.Axis(format="~s" if is_large else ".4~g", tickCount=5)
+
+
+def _legend_format(values: Sequence[float]) -> str:
+    """As many digits as tell the ends of a legend apart."""
+    most = max(map(abs, values), default=0.0)
+    return ".2~g" if not values or max(values) - min(values) > 0.1 * most else ".4~g"
 
 
 def _is_log(values: Sequence[float]) -> bool:

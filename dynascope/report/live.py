@@ -26,7 +26,7 @@ from starlette.routing import Route
 from dynascope.record import Record, RecordError, open_record
 from dynascope.report.charts import plan, sections
 from dynascope.report.page import asset, document, findings_html, policy, state_of
-from dynascope.report.rows import Rows
+from dynascope.report.rows import Rows, finding_rows
 from dynascope.report.terminal import sparkline
 
 HOST = "127.0.0.1"
@@ -130,6 +130,9 @@ class Follower:
         if len(self._record.findings) != self._findings:
             self._findings = len(self._record.findings)
             events.append(("findings", findings_html(self._records)))
+            # A finding may be worse than those before it, and takes their numbers.
+            flags = {number: finding_rows(self._records, chart.names) for number, chart in enumerate(self._charts)}
+            events.append(("flags", flags))
         if state_of(self._record) != self._state:
             self._state = state_of(self._record)
             events.append(("state", self._state))

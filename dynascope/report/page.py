@@ -19,7 +19,8 @@ import numpy as np
 from dynascope.record import Finding, Record, open_record
 from dynascope.report.charts import THEMES, Section, sections
 from dynascope.report.pictures import write_folder, write_pdf
-from dynascope.report.terminal import by_severity, finding_as_json
+from dynascope.report.rows import findings_of
+from dynascope.report.terminal import finding_as_json
 
 
 def report(paths: Sequence[str | Path], output: str | Path) -> Path:
@@ -101,19 +102,19 @@ def document(records: Mapping[str, Record], drawn: Sequence[Section], stream: st
 
 def findings_html(records: Mapping[str, Record]) -> str:
     """The findings of all runs, worst first, every text in them escaped."""
-    found = [(run, finding) for run, record in records.items() for finding in record.findings]
+    found = findings_of(records)
     if not found:
         return '<h2>Findings</h2><p class="healthy">No findings: nothing looks unhealthy.</p>'
-    order = {id(finding): place for place, finding in enumerate(by_severity([finding for _, finding in found]))}
-    found.sort(key=lambda pair: order[id(pair[1])])
-    return "<h2>Findings</h2>" + "".join(_card(finding, run if len(records) > 1 else "") for run, finding in found)
+    return "<h2>Findings</h2>" + "".join(
+        _card(number, finding, run if len(records) > 1 else "") for number, (run, finding) in enumerate(found, 1)
+    )
 
 
-def _card(finding: Finding, run: str) -> str:
+def _card(number: int, finding: Finding, run: str) -> str:
     told = finding_as_json(finding)
     evidence = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in told["evidence"].items())
     where = " · ".join(part for part in (run, finding.where, finding.series) if part)
-    lines = [f"<h3><b>{finding.severity}</b> · step {finding.step} · {html.escape(finding.message)}</h3>"]
+    lines = [f"<h3><b>{number} · {finding.severity}</b> · step {finding.step} · {html.escape(finding.message)}</h3>"]
     lines += [
         f"<p>{html.escape(part)}</p>" for part in (where, f"{evidence} ({finding.source})" if evidence else "") if part
     ]
@@ -127,12 +128,12 @@ def _comparison(records: Mapping[str, Record]) -> str:
     heads = ("run", "last step", "last loss", "lowest loss", "median time a step (s)", "findings")
     rows = []
     for run, record in records.items():
-        loss = _values(record, "loss")
-        seconds = _values(record, "time/step")
+        loss, seconds = _values(record, "loss"), _values(record, "time/step")
+        finite = loss[np.isfinite(loss)]
         cells = [
             str(record.last_step()),
             _number(loss[-1]) if loss.size else "-",
-            _number(loss.min()) if loss.size else "-",
+            _number(finite.min()) if finite.size else "-",
             _number(np.median(seconds)) if seconds.size else "-",
             str(len(record.findings)),
         ]
@@ -142,8 +143,7 @@ def _comparison(records: Mapping[str, Record]) -> str:
 
 
 def _values(record: Record, name: str) -> np.ndarray:
-    values = record.series(name).values.ravel() if name in record else np.empty(0)
-    return values[np.isfinite(values)]
+    return record.series(name).values.ravel() if name in record else np.empty(0)
 
 
 def state_of(record: Record) -> str:
@@ -211,7 +211,7 @@ def _packed(content: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
+    return f"{value:.4g}" if isinstance(value, (int, float, np.number)) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -11,11 +11,13 @@ import vl_convert
 
 from dynascope.record import Record
 from dynascope.report.charts import THEMES, Section
-from dynascope.report.rows import SEVERITY_COLOURS
-from dynascope.report.terminal import by_severity, plain
+from dynascope.report.rows import findings_of
+from dynascope.report.terminal import plain
 
 SCALE = 2.0
 """PNG pixels a point."""
+# The flags' colours, darker: as letters they would be too pale on white.
+SEVERITY_INKS = {"critical": "#b34700", "warning": "#8a5c00", "info": "#1f6f9f"}
 
 
 def write_folder(drawn: Sequence[Section], folder: Path) -> None:
@@ -84,13 +86,15 @@ def _findings_page(records: Mapping[str, Record]) -> dict[str, Any]:
 
     for run, record in records.items():
         add(f"{run}: last step {record.last_step()}")
-        for finding in by_severity(record.findings):
-            add(f"step {finding.step}: {finding.message}", 14, colour=SEVERITY_COLOURS[finding.severity])
-            for line in finding.remedy.splitlines():
-                add(line, 28, colour="#5d666f")
-        if not record.findings:
-            add("No findings: nothing looks unhealthy.", 14, colour="#00845f")
-        add("")
+    add("")
+    found = findings_of(records)
+    for number, (run, finding) in enumerate(found, 1):
+        where = f"{run}, step" if len(records) > 1 else "step"
+        add(f"{number}  {where} {finding.step}: {finding.message}", colour=SEVERITY_INKS[finding.severity])
+        for line in finding.remedy.splitlines():
+            add(line, 14, colour="#5d666f")
+    if not found:
+        add("No findings: nothing looks unhealthy.", colour="#00845f")
     return {
         "title": {"text": "Findings", "fontSize": 20, "anchor": "start", "offset": 16},
         "data": {"values": lines},

@@ -73,7 +73,7 @@ def test_page_follows_a_growing_record(writer: RecordWriter, address: str, brows
 def test_only_new_rows_are_sent(writer: RecordWriter) -> None:
     record = open_record(writer.folder)
     follower = Follower(record, list(last_steps(record).values()))
-    assert [kind for kind, _ in follower.look()] == ["findings", "state"]
+    assert [kind for kind, _ in follower.look()] == ["findings", "flags", "state"]
     writer.add(5, {"loss": 0.5})
     writer.flush()
     events = dict(follower.look())
@@ -81,6 +81,16 @@ def test_only_new_rows_are_sent(writer: RecordWriter) -> None:
     assert (row["step"], row["value"]) == (5, 0.5)
     assert sorted(follower.seen.split(",")) == ["4", "5"]
     assert follower.look() == []
+
+
+def test_new_finding_flags_the_charts_it_was_read_from(writer: RecordWriter) -> None:
+    follower = Follower(open_record(writer.folder), [4, 4])
+    follower.look()
+    writer.finding(Finding("spike", "warning", 3, "Rose", {}, "", "convention", "heat"))
+    writer.flush()
+    flags = dict(follower.look())["flags"]
+    # Chart 0 is the loss, which shows every finding; chart 1 is the series itself.
+    assert [[(row["number"], row["step"]) for row in rows] for rows in flags.values()] == [[("1", 3)], [("1", 3)]]
 
 
 def test_reconnecting_page_gets_what_it_missed(writer: RecordWriter) -> None:

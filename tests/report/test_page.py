@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dynascope.record import Record, RecordError
@@ -34,6 +35,32 @@ def test_page_draws_every_chart_without_a_word_or_a_request(varied: Record, brow
     page.close()
 
 
+def inked_columns(page: Any, number: int) -> int:
+    """How many columns of a chart's pixels are not empty."""
+    script = """(canvas) => {
+        const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const middle = [...Array(width).keys()].filter((column) =>
+            [...Array(canvas.height).keys()].some((row) => {
+                const at = 4 * (row * width + column);
+                return data[at] + data[at + 1] + data[at + 2] < 700;
+            }));
+        return middle.length;
+    }"""
+    return int(page.locator("figure canvas").nth(number).evaluate(script))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_charts_take_the_width_they_have(varied: Record, browser: Any, tmp_path: Path, width: int) -> None:
+    written = report([varied.path], tmp_path / "report.html")
+    page, _, _ = opened(browser, written, viewport={"width": width, "height": 800})
+    room = page.locator("figure").nth(0).evaluate("(figure) => figure.clientWidth")
+    canvas = page.locator("figure canvas").nth(0)
+    # 10 px: tick labels at the ends may come or go when the plot is stretched.
+    assert abs(canvas.evaluate("(canvas) => canvas.width") - room) <= 10
+    assert inked_columns(page, 0) > 0.8 * room
+    page.close()
+
+
 def test_hostile_names_are_text(varied: Record, browser: Any, tmp_path: Path) -> None:
     page, _, _ = opened(browser, report([varied.path], tmp_path / "report.html"))
     assert page.evaluate("window.hacked") is None
@@ -60,10 +87,12 @@ def test_page_fits_a_phone(varied: Record, browser: Any, tmp_path: Path, scheme:
 
 
 def test_several_runs_are_compared(make_run: Callable[..., Record], browser: Any, tmp_path: Path) -> None:
-    first, second = (make_run({"loss": [2.0, value]}, name=name) for name, value in [("slow", 1.5), ("fast", 0.5)])
+    first, second = (make_run({"loss": [2.0, value]}, name=name) for name, value in [("slow", 1.5), ("broken", np.nan)])
     page, said, _ = opened(browser, report([first.path, second.path], tmp_path / "both.html"))
     assert page.locator("table tr").count() == 3
-    assert "0.5" in page.locator("table").inner_text()
+    assert page.locator("table tr").nth(1).inner_text().split("\t")[:4] == ["slow", "1", "1.5", "1.5"]
+    # The last loss is told as it is, the lowest one leaves out what is not finite.
+    assert page.locator("table tr").nth(2).inner_text().split("\t")[:4] == ["broken", "1", "nan", "2"]
     assert said == []
     page.close()
 

@@ -13,8 +13,14 @@
     const number = Number(figure.dataset.chart);
     const { spec, data } = charts[number];
     // The expression interpreter makes no code from text, so the page's policy can forbid that.
+    const plot = figure.querySelector(".plot");
+    const isNarrow = figure.clientWidth < 440;
+    const columns = spec.concat && isNarrow ? { columns: 1 } : {};
     const options = { actions: false, renderer: "canvas", ast: true, logLevel: 1, config: themes[isDark.matches ? "dark" : "light"] };
-    const { view } = await vegaEmbed(figure.querySelector(".plot"), { ...spec, datasets: data }, options);
+    const { view } = await vegaEmbed(plot, { ...spec, ...columns, datasets: data }, options);
+    // The plot takes the room that its labels leave, so that letters keep their size on a phone.
+    const room = Math.min(figure.clientWidth, 640) - plot.querySelector("canvas").width / devicePixelRatio;
+    if (!spec.concat) await view.width(Math.max(120, view.width() + Math.floor(room))).runAsync();
     views.set(number, view);
     figure.dataset.drawn = "";
   }
@@ -49,6 +55,12 @@
   source.addEventListener("findings", (event) => {
     // The server escaped every text in it.
     document.getElementById("findings").innerHTML = JSON.parse(event.data);
+  });
+  source.addEventListener("flags", (event) => {
+    for (const [number, rows] of Object.entries(JSON.parse(event.data))) {
+      charts[number].data.findings = rows;
+      views.get(Number(number))?.data("findings", rows).runAsync();
+    }
   });
   source.addEventListener("state", (event) => {
     document.getElementById("state").textContent = JSON.parse(event.data);
