@@ -1,13 +1,13 @@
-"""How far scores can be trusted, and what they say about the data: reliability, label noise, near-duplicates."""
+"""How far scores can be trusted, and what they say about the data: reliability, label noise, near-duplicates.
+
+SciPy's statistics and scikit-learn are loaded where they are used: a training that only scores its examples need not
+wait for them.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy import stats
-from scipy.sparse.csgraph import connected_components
-from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import radius_neighbors_graph
 
 
 def reliability(scores: Float[np.ndarray, "runs examples"], *, num_splits: int = 20, seed: int = 0) -> float:
@@ -18,6 +18,8 @@ def reliability(scores: Float[np.ndarray, "runs examples"], *, num_splits: int =
     >>> reliability(np.tile(np.arange(5.0), (4, 1)))
     1.0
     """
+    from scipy import stats
+
     if len(scores) < 2:
         raise ValueError("reliability compares runs with each other; score with at least two")
     random, half = np.random.default_rng(seed), len(scores) // 2
@@ -66,6 +68,9 @@ def label_noise_report(
     >>> label_noise_report(np.array([0.1, 0.9]), np.array([False, True]), top=0.5).precision
     1.0
     """
+    from scipy import stats
+    from sklearn.metrics import roc_auc_score
+
     if not 0 < top <= 1:
         raise ValueError(f"top={top} is a share of the examples, above 0 and at most 1")
     num_suspects = max(1, round(top * len(scores)))
@@ -91,6 +96,9 @@ def near_duplicates(
     >>> near_duplicates(np.array([[0.0], [0.01], [5.0]]), radius=0.1)
     [([0, 1], False)]
     """
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import radius_neighbors_graph
+
     graph = radius_neighbors_graph(np.asarray(features), radius, mode="connectivity", include_self=False)
     _, group_of = connected_components(graph, directed=False)
     order = np.argsort(group_of, kind="stable")
@@ -108,5 +116,7 @@ def rank_average(scores: Shaped[np.ndarray, "runs examples"]) -> Float[np.ndarra
     >>> rank_average(np.array([[1.0, 2.0], [10.0, 30.0]]))
     array([0., 1.])
     """
+    from scipy import stats
+
     ranks = stats.rankdata(scores, axis=1) - 1
     return np.asarray(ranks.mean(0) / max(1, scores.shape[1] - 1))

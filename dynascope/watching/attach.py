@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from dynascope.findings import Follower, all_detectors
 from dynascope.probes import Probe, choose_probes
 from dynascope.probes.probe import Need
 from dynascope.probes.views import ExampleBatch
@@ -31,6 +30,9 @@ from dynascope.watching.losses import listening
 from dynascope.watching.outbox import Outbox
 from dynascope.watching.schedule import Budget, Every, Schedule
 from dynascope.watching.tracker import Tracker
+
+if TYPE_CHECKING:  # detectors load pandas and xarray, for which a training need not wait
+    from dynascope.findings import Follower
 
 DEFAULT_BUDGET, DEFAULT_EVERY = 0.02, 50
 MOST_OPTIMIZERS = 8
@@ -114,7 +116,7 @@ class Watch:
         self._open = ExitStack()
         self._closing = threading.Event()
         self._looking: threading.Thread | None = None
-        self._follower: Follower | None = None
+        self._follower: "Follower | None" = None
         self._opening_seconds = time.perf_counter() - began
 
     # The block
@@ -175,6 +177,8 @@ class Watch:
             pause = max(FIRST_LOOK, (time.thread_time() - started) / LOOKING_SHARE)
 
     def _look_for_findings(self) -> None:
+        from dynascope.findings import Follower, all_detectors
+
         self._writer.flush()
         self._follower = self._follower or Follower(open_record(self.run), all_detectors)
         for finding in self._follower.new_findings():
