@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import vl_convert
 
-from dynascope.record import Record
+from dynascope.record import Record, RecordWriter, Series, open_record
 from dynascope.report.charts import Chart, plan, sections
-from dynascope.report.rows import MAX_COLUMNS, MAX_PANELS, MAX_POINTS
+from dynascope.report.rows import MAX_COLUMNS, MAX_PANELS, MAX_PLACES, MAX_POINTS
 
 
 def chart_of(record: Record, title: str) -> Chart:
@@ -103,6 +104,37 @@ def test_every_chart_renders(varied: Record) -> None:
     for section in sections({"run": varied}):
         for chart in section.charts:
             assert "<svg" in vl_convert.vegalite_to_svg(chart.whole())
+
+
+def test_heat_map_of_many_places_shows_some_and_says_so(make_run: Callable[..., Record]) -> None:
+    chart = chart_of(make_run({"gradients/norm": np.ones((2, 300))}), "gradients/norm")
+    places = {int(row["place"]) for row in chart.data["cells"]}
+    assert (len(places), min(places), max(places)) == (MAX_PLACES, 0, 299)
+    assert chart.subtitle.endswith(f"Of 300 places {MAX_PLACES} are shown, evenly spread.")
+
+
+@pytest.mark.parametrize("num_runs", [1, 2])
+def test_series_that_was_declared_and_never_measured_has_an_empty_chart(
+    make_run: Callable[..., Record], tmp_path: Path, num_runs: int
+) -> None:
+    with RecordWriter(tmp_path / "killed early") as writer:
+        writer.declare(Series("a", ("layer", "head"), coords={"layer": ["x", "y"]}))
+        writer.declare(Series("b"))
+    records = {"killed early": open_record(tmp_path / "killed early"), "other": make_run({"b": [1.0]})}
+    drawn = sections(dict(list(records.items())[:num_runs]))
+    charts = {chart.title: chart for section in drawn for chart in section.charts}
+    assert charts["a"].data["lines"] == []
+    assert len(charts["b"].data["lines"]) == num_runs - 1
+    assert all("<svg" in vl_convert.vegalite_to_svg(chart.whole()) for chart in charts.values())
+
+
+def test_processes_are_drawn_by_their_mean(make_run: Callable[..., Record]) -> None:
+    record = make_run({"loss": [1.0, 1.0, 1.0]})
+    with RecordWriter(record.path, rank=1) as other:
+        other.add(0, {"loss": 3.0})
+        other.add(2, {"loss": 5.0})
+    # At step 1 the second process measured nothing.
+    assert [row["value"] for row in chart_of(record, "loss").data["lines"]] == [2.0, 1.0, 3.0]
 
 
 def test_an_empty_record_has_no_charts(make_run: Callable[..., Record]) -> None:
