@@ -13,7 +13,7 @@ from typing import Any, Literal
 import altair as alt
 
 from dynascope.record import Record, Series
-from dynascope.report.rows import MAX_PLACES_AS_LINES, Rows, finding_rows, heat_rows, line_rows
+from dynascope.report.rows import MAX_PLACES_AS_LINES, Rows, finding_rows, heat_rows, left_out, line_rows, sizes_of
 from dynascope.report.terminal import plain
 
 WIDTH, HEIGHT, MAX_HEIGHT = 460, 190, 420
@@ -139,7 +139,10 @@ def _drawn(records: Mapping[str, Record], planned: Planned) -> Chart:
         if planned.kind == "heat"
         else _line_spec(infos[0], planned.names, data, num_runs=len(records))
     )
-    subtitle = " ".join(dict.fromkeys(info.description for info in infos if info.description))
+    told = [info.description for info in infos]
+    if planned.kind == "heat":
+        told.append(left_out(next(iter(records.values())), planned.names[0]))
+    subtitle = " ".join(dict.fromkeys(filter(None, told)))
     return Chart(plain(planned.title), plain(subtitle), spec, data)
 
 
@@ -299,7 +302,4 @@ def _is_heat(record: Record, name: str) -> bool:
     """Whether a series has too many places for lines."""
     if name not in record or not record.info(name).dims:
         return False
-    last = record.last_step(name)
-    values = record.series(name, since=last)
-    sizes = [size for dim, size in values.sizes.items() if dim not in ("step", "rank")]
-    return math.prod(sizes) > MAX_PLACES_AS_LINES
+    return math.prod(sizes_of(record, name)) > MAX_PLACES_AS_LINES

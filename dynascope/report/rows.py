@@ -13,7 +13,7 @@ from dynascope.report.terminal import by_severity, plain
 Rows: TypeAlias = list[dict[str, Any]]
 
 MAX_POINTS, MAX_COLUMNS = 1200, 160
-MAX_PLACES_AS_LINES, MAX_PANELS = 4, 12
+MAX_PLACES_AS_LINES, MAX_PLACES, MAX_PANELS = 4, 105, 12
 SEVERITY_COLOURS = {"critical": "#D55E00", "warning": "#E69F00", "info": "#56B4E9"}
 
 
@@ -58,6 +58,7 @@ def heat_rows(records: Mapping[str, Record], name: str, since: int | None = None
         panel = values.isel({panel_dim: index}) if panel_dim else values
         place_dim = panel.dims[1]
         title = f"{panel_dim} {_label(values[panel_dim].values[index])}" if panel_dim else ""
+        panel = panel.isel({place_dim: _spread(panel.sizes[place_dim], MAX_PLACES)})
         labels = [_label(label) for label in panel[place_dim].values]
         for step, end, row in zip(steps, ends, panel.values, strict=True):
             for label, value in zip(labels, row, strict=True):
@@ -67,6 +68,20 @@ def heat_rows(records: Mapping[str, Record], name: str, since: int | None = None
                 else:
                     broken.append({**cell, "text": _not_finite(value)})
     return {"cells": cells, "broken": broken}
+
+
+def sizes_of(record: Record, name: str) -> list[int]:
+    """The lengths of a series' axes beside the steps, as last measured."""
+    values = record.series(name, since=record.last_step(name))
+    return [size for dim, size in values.sizes.items() if dim not in ("step", "rank")]
+
+
+def left_out(record: Record, name: str) -> str:
+    """Of a heat map whose places do not all find room, how many do; else nothing."""
+    sizes = sizes_of(record, name)
+    rows, panels = sizes[-1], sizes[0] if len(sizes) > 1 else 1
+    shown = min(rows, MAX_PLACES) * min(panels, MAX_PANELS)
+    return f"Of {rows * panels} places {shown} are shown, evenly spread." if shown < rows * panels else ""
 
 
 def findings_of(records: Mapping[str, Record]) -> list[tuple[str, Finding]]:
@@ -93,6 +108,8 @@ def finding_rows(records: Mapping[str, Record], names: Sequence[str]) -> Rows:
 
 def _as_lines(values: xr.DataArray, *, alone: bool) -> list[tuple[str | None, np.ndarray, np.ndarray, np.ndarray]]:
     """(place, line, low, high) for every line of a series; `place` is None when it is the series' only line."""
+    if not values.size:  # declared, and nothing measured yet
+        return []
     dims = [dim for dim in values.dims if dim != "step"]
     table = values.astype(np.float64).transpose("step", *dims).values.reshape(len(values.step), -1)
     if not dims:
