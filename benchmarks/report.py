@@ -36,9 +36,8 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
         server.terminate()
         server.wait()
-        print(
-            f"live page of 1M steps x 20 series: first {seconds[0]:.2f} s, then {statistics.median(seconds[1:]):.2f} s (bar: 2 s)"
-        )
+        then = statistics.median(seconds[1:])
+        print(f"live page of 1M steps x 20 series: first {seconds[0]:.2f} s, then {then:.2f} s (bar: 2 s)")
         print(f"its size: {len(page) / 1e6:.2f} MB")
         started = time.perf_counter()
         written = report([run], Path(root) / "report.html")

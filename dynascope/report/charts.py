@@ -166,12 +166,16 @@ def _line_spec(info: Series, names: tuple[str, ...], data: dict[str, Rows], num_
         if len(labels) > 1
         else None,
     )
-    tooltip = [alt.Tooltip("line:N", title="series"), "step:Q", alt.Tooltip("value:Q", format=".5g")]
+    tooltip = [alt.Tooltip("line:N", title="series"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".5g")]
     base = alt.Chart(alt.NamedData("lines"))
     layers: list[alt.Chart] = []
     if any(row["low"] != row["high"] for row in data["lines"]):
-        layers.append(base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q", **look), y2="high:Q", color=colour))
-    line = base.mark_line(strokeWidth=1.6, clip=True).encode(x=x, y=y, color=colour, detail="series:N", tooltip=tooltip)
+        layers.append(
+            base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q", **look), y2=alt.Y2("high:Q"), color=colour)
+        )
+    line = base.mark_line(strokeWidth=1.6, clip=True).encode(
+        x=x, y=y, color=colour, detail=alt.Detail("series:N"), tooltip=tooltip
+    )
     if num_runs > 1 and len(names) > 1:
         dash = alt.Scale(domain=[plain(name) for name in names], range=[[1, 0], [5, 3], [1, 3], [8, 3, 1, 3]])
         line = line.encode(
@@ -181,7 +185,7 @@ def _line_spec(info: Series, names: tuple[str, ...], data: dict[str, Rows], num_
     if len({row["step"] for row in data["lines"]}) <= 30:
         layers.append(base.mark_point(size=22, filled=True).encode(x=x, y=y, color=colour, tooltip=tooltip))
     broken = alt.Chart(alt.NamedData("broken")).mark_text(text="✕", color=NOT_FINITE, fontSize=13, fontWeight="bold")
-    layers.append(broken.encode(x=x, y=alt.value(16), tooltip=["text:N", "step:Q", "line:N"]))
+    layers.append(broken.encode(x=x, y=alt.value(16), tooltip=_told("text:N", "step:Q", "line:N")))
     return _finished(alt.layer(*layers, *_finding_layers(x)).properties(width=WIDTH, height=HEIGHT))
 
 
@@ -205,7 +209,7 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
         scale=_scale(values, scheme="viridis"),
         legend=alt.Legend(orient="right", gradientLength=min(height, 120), format=_legend_format(values)),
     )
-    tooltip = ["place:N", "step:Q", alt.Tooltip("value:Q", format=".5g")]
+    tooltip = [alt.Tooltip("place:N"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".5g")]
     drawn = []
     for panel in panels:
         is_here = alt.datum.panel == panel
@@ -216,8 +220,8 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
             .mark_rect(color=NOT_FINITE, clip=True, x2Offset=0.6)
         )
         layers = [
-            cells.encode(x=x, x2="end:Q", y=y, color=colour, tooltip=tooltip),
-            broken.encode(x=x, x2="end:Q", y=y, tooltip=["place:N", "step:Q", "text:N"]),
+            cells.encode(x=x, x2=alt.X2("end:Q"), y=y, color=colour, tooltip=tooltip),
+            broken.encode(x=x, x2=alt.X2("end:Q"), y=y, tooltip=_told("place:N", "step:Q", "text:N")),
             *_finding_layers(x),
         ]
         heading = {"title": alt.Title(panel, fontSize=11, fontWeight="normal")} if panel else {}
@@ -228,13 +232,18 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
 def _finding_layers(x: alt.X) -> list[alt.Chart]:
     """Findings on the time axis: a rule through the chart, and a numbered flag that tells when pointed at."""
     severity = alt.Color("colour:N", scale=None)
-    base = alt.Chart(alt.NamedData("findings")).encode(x=x, tooltip=["text:N", "step:Q"])
+    base = alt.Chart(alt.NamedData("findings")).encode(x=x, tooltip=_told("text:N", "step:Q"))
     rule = base.mark_rule(strokeDash=[4, 3], strokeWidth=1.2).encode(color=severity)
     flag = base.mark_point(shape="circle", size=150, filled=True, opacity=1).encode(y=alt.value(0), color=severity)
     number = base.mark_text(fontSize=9, fontWeight="bold", color="#14171a", dy=0.5).encode(
-        y=alt.value(0), text="number:N"
+        y=alt.value(0), text=alt.Text("number:N")
     )
     return [rule, flag, number]
+
+
+def _told(*fields: str) -> list[alt.Tooltip]:
+    # Altair takes strings too, and then spends most of its time on finding out what they are.
+    return [alt.Tooltip(field) for field in fields]
 
 
 def _finished(chart: Any) -> dict[str, Any]:
@@ -269,7 +278,9 @@ def _axis(values: Sequence[float]) -> alt.Axis:
 def _legend_format(values: Sequence[float]) -> str:
     """As many digits as tell the ends of a legend apart."""
     most = max(map(abs, values), default=0.0)
-    return ".2~g" if not values or max(values) - min(values) > 0.1 * most else ".4~g"
+    if most >= 1e5:
+        return ".3~s"
+    return ".3~g" if not values or max(values) - min(values) > 0.1 * most else ".4~g"
 
 
 def _is_log(values: Sequence[float]) -> bool:

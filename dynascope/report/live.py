@@ -6,6 +6,7 @@ import json
 import socket
 import string
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from starlette.routing import Route
 
 from dynascope.record import Record, RecordError, open_record
 from dynascope.report.charts import plan, sections
-from dynascope.report.page import asset, document, findings_html, policy, state_of
+from dynascope.report.page import asset, document, findings_html, policy, state_of, vega
 from dynascope.report.rows import Rows, finding_rows
 from dynascope.report.terminal import sparkline
 
@@ -55,6 +56,7 @@ def serve(folder: str | Path, port: int) -> None:
         except (OSError, OverflowError):
             raise ValueError(f"port {port} cannot be had; try another, or --port 0 for a free one") from None
         print(f"http://{HOST}:{listener.getsockname()[1]}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        threading.Thread(target=vega, daemon=True).start()  # takes a second, which the first page need not wait for
         server = uvicorn.Server(uvicorn.Config(application(folder), log_level="warning", timeout_graceful_shutdown=1))
         server.run(sockets=[listener])
 

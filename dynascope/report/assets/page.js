@@ -48,7 +48,7 @@
       const view = views.get(Number(number));
       for (const [name, rows] of Object.entries(sets)) {
         charts[number].data[name].push(...rows);
-        if (view) view.insert(name, rows).runAsync();
+        if (view) view.resize().insert(name, rows).runAsync();  // new labels may be wider
       }
     }
   });
