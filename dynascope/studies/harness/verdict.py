@@ -12,6 +12,10 @@ from scipy import stats
 from dynascope.studies.harness.study import Claim, Runs, Study
 
 
+# Wilson's interval would let one run of one seed speak for all.
+FEWEST = {"mean": 2, "share": 3}
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What was measured for one claim. `holds` is None when it is undecided; `note` then says why."""
@@ -61,14 +65,12 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
     if not samples:
         return Judgement(claim, None, None, None, 0, f"nothing to measure: no {missing}" if missing else "no samples")
     mean = float(np.mean(samples))
-    if claim.statistic == "share":
-        interval = _wilson(samples)
-    elif not math.isfinite(mean):
+    if not math.isfinite(mean):
         return Judgement(claim, mean, None, None, len(samples), "a sample is infinite, so the mean has no interval")
-    elif len(samples) > 1:
-        interval = _student(samples)
-    else:
-        return Judgement(claim, mean, None, None, 1, "one sample has no interval; run more seeds")
+    if len(samples) < FEWEST[claim.statistic]:
+        few = "one sample says" if len(samples) == 1 else f"{len(samples)} samples say"
+        return Judgement(claim, mean, None, None, len(samples), f"{few} too little; run more seeds")
+    interval = _wilson(samples) if claim.statistic == "share" else _student(samples)
     holds = _side(claim, *interval)
     note = "" if holds is not None else "the interval holds the threshold; run more seeds"
     if missing:

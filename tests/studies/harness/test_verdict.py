@@ -81,6 +81,12 @@ def test_all_of_three_true_is_too_few_for_more_than_half() -> None:
     assert judged([True, True, True], replace(CLAIM, statistic="share", threshold=0.5)).holds is None
 
 
+def test_two_samples_are_too_few_for_a_share() -> None:
+    judgement = judged([False, False], replace(CLAIM, statistic="share", threshold=0.9))
+    assert (judgement.measured, judgement.holds) == (0.0, None)
+    assert "too little" in judgement.note
+
+
 def test_missing_arm_makes_the_claim_undecided_and_names_it() -> None:
     judgement = judge(replace(CLAIM, measure=lambda runs: runs["pruned"]), [{}, {}])
     assert judgement.holds is None
