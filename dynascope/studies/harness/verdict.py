@@ -11,7 +11,6 @@ from scipy import stats
 
 from dynascope.studies.harness.study import Claim, Runs, Study
 
-
 # Wilson's interval would let one run of one seed speak for all.
 FEWEST = {"mean": 2, "share": 3}
 
