@@ -57,8 +57,9 @@ class SigmaReparam(nn.Module):
         left, sigma, right = torch.linalg.svd(matrices.double(), full_matrices=False)
         if (sigma[:, 0] <= eps).any():
             raise ValueError("a weight of zeros has no spectral norm to set; initialise it before, or exclude it")
-        self.register_buffer("left", left[:, :, 0].to(matrices.dtype))
-        self.register_buffer("right", right[:, 0, :].to(matrices.dtype))
+        # In single precision whatever the weight is in: σ stays exact, and slow turns of the vectors are not rounded away.
+        self.register_buffer("left", left[:, :, 0].float())
+        self.register_buffer("right", right[:, 0, :].float())
         if not stats_only:
             start = torch.ones_like(sigma[:, 0]) if gamma == "one" else sigma[:, 0]
             self.gamma = nn.Parameter(start.to(weight.dtype), requires_grad=learn_gamma)
@@ -68,7 +69,7 @@ class SigmaReparam(nn.Module):
         # The ratio of large sums would lose its digits in bfloat16.
         with torch.autocast(weight.device.type, enabled=False):
             matrices = self._matrices(weight)
-            if self.training and self.iterates and not _is_recomputing():
+            if self.training and self.iterates:
                 self.iterate(matrices)
             if self.stats_only:
                 return weight
@@ -78,8 +79,8 @@ class SigmaReparam(nn.Module):
 
     @torch.no_grad()
     def iterate(self, matrices: Float[Tensor, "splits out in"]) -> None:
-        """One step of power iteration."""
-        left, right = _step(matrices, self.right, self.eps)
+        """One step of power iteration; none in a forward that activation checkpointing does a second time."""
+        left, right = _step_unless_recomputing(matrices, self.left, self.right, self.eps)
         self.left.copy_(left)
         self.right.copy_(right)
 
@@ -181,8 +182,9 @@ def merge_sigma_reparam(model: nn.Module) -> nn.Module:
 def iterate_each_step(model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
     """Do the power iteration once after each step of `optimizer`, all equal shapes in one product.
 
-    Forwards no longer iterate then, which is what gradient accumulation wants. The handle's `remove` ends it, but does
-    not give the iteration back to the forwards.
+    Forwards no longer iterate then, which is what gradient accumulation wants, and what activation checkpointing needs
+    where one layer runs twice before a backward pass (its first run could not be repeated exactly). The handle's
+    `remove` ends it, but does not give the iteration back to the forwards.
 
     >>> handle = iterate_each_step(model, optimizer)
     """
@@ -257,6 +259,18 @@ def _step(
     return left, right
 
 
-def _is_recomputing() -> bool:
-    """Whether this forward is activation checkpointing's second one, inside a backward pass, which must not iterate."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+@torch.library.custom_op("dynascope::power_iteration", mutates_args=())
+def _step_unless_recomputing(matrices: Tensor, left: Tensor, right: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`_step`; or the vectors as they stand, in activation checkpointing's second forward, inside a backward pass.
+
+    An operator of its own, as a compiler would otherwise answer at compile time what must be asked at each call.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        return left.clone(), right.clone()
+    left_after, right_after = _step(matrices, right, eps)
+    return left_after.to(left.dtype), right_after.to(right.dtype)  # model.bfloat16() casts buffers, too
+
+
+@_step_unless_recomputing.register_fake
+def _(matrices: Tensor, left: Tensor, right: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(left), torch.empty_like(right)

@@ -287,6 +287,15 @@ def test_deepcopy_is_independent() -> None:
     assert equal(buffers(layer), before)
 
 
+def test_sigma_of_a_bfloat16_weight_is_known_in_single_precision() -> None:
+    layer = sigma_reparam(nn.Linear(512, 512).bfloat16())
+    layer(torch.randn(1, 512, dtype=torch.bfloat16))
+    exact = norm(layer.parametrizations.weight.original).item()
+    assert spectral_norms(layer)["weight"].item() == pytest.approx(exact, rel=1e-6)
+    layer.bfloat16()  # casts the singular vectors, too
+    layer(torch.randn(1, 512, dtype=torch.bfloat16)).sum().backward()
+
+
 COMPILED = """
 import copy, torch
 from torch import nn
@@ -309,10 +318,43 @@ for one, two in zip(eager.buffers(), other.buffers(), strict=True):
     torch.testing.assert_close(one, two)
 """
 
+COMPILED_CHECKPOINT = """
+import copy, sys, torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from dynascope.nn import sigma_reparam
+
+plain = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2))
+sigma_reparam(plain)
+saving = copy.deepcopy(plain)
+if sys.argv[1] == "inside":
+    step = torch.compile(lambda x: checkpoint(saving, x, use_reentrant=False), backend="aot_eager")
+else:
+    compiled = torch.compile(saving, backend="aot_eager")
+    step = lambda x: checkpoint(compiled, x, use_reentrant=False)
+optimizers = [torch.optim.SGD(model.parameters(), lr=0.5) for model in (plain, saving)]
+for _ in range(3):
+    x = torch.randn(5, 4)
+    for forward, optimizer in zip((plain, step), optimizers):
+        optimizer.zero_grad()
+        forward(x).square().sum().backward()
+        optimizer.step()
+for one, two in zip([*plain.parameters(), *plain.buffers()], [*saving.parameters(), *saving.buffers()], strict=True):
+    torch.testing.assert_close(one, two)
+"""
+
 
 def test_compiled_is_one_graph_and_equals_eager() -> None:
     # In a process of its own, as the compiler cannot see through the shape checks of the tests.
     subprocess.run([sys.executable, "-c", COMPILED], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("checkpointing", ["inside", "around"])
+def test_checkpointing_of_a_compiled_model_trains_as_plain(checkpointing: str) -> None:
+    # The second forward must know at each call, not when it is compiled, that it must not iterate.
+    subprocess.run(
+        [sys.executable, "-c", COMPILED_CHECKPOINT, checkpointing], check=True, cwd=Path(__file__).parents[2]
+    )
 
 
 def test_training_brings_gamma_down_or_up() -> None:
