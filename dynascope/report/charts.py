@@ -13,6 +13,7 @@ from typing import Any, Literal
 import altair as alt
 
 from dynascope.record import Record, Series
+from dynascope.report import dataset_map
 from dynascope.report.rows import MAX_PLACES_AS_LINES, Rows, finding_rows, heat_rows, left_out, line_rows, sizes_of
 from dynascope.report.terminal import plain
 
@@ -90,7 +91,11 @@ def sections(records: Mapping[str, Record]) -> list[Section]:
 
     >>> [section.title for section in sections({"demo": dynascope.open("runs/demo")})]
     """
-    return [Section(title, [_drawn(records, one) for one in planned]) for title, planned in plan(records).items()]
+    drawn = [Section(title, [_drawn(records, one) for one in planned]) for title, planned in plan(records).items()]
+    for record in records.values() if len(records) == 1 else ():
+        if dataset_map.PREFIX + "id" in record:
+            drawn.append(Section("Examples", _of_examples(record)))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,22 @@ def plan(records: Mapping[str, Record]) -> dict[str, list[Planned]]:
     return {title: charts for title, charts in planned.items() if charts}
 
 
+def _of_examples(record: Record) -> list[Chart]:
+    rows = {"examples": dataset_map.example_rows(record)}
+    told = "Each point is an example; those that are easy stand above, hard or mislabelled ones below on the left."
+    return [
+        Chart("Map of the dataset", told, dataset_map.map_spec(), rows),
+        Chart(
+            "How hard the examples are", "0 is right and sure, √2 wrong and sure.", dataset_map.hardness_spec(), rows
+        ),
+    ]
+
+
 def _declarations(records: Mapping[str, Record]) -> dict[str, Series]:
     infos: dict[str, Series] = {}
     for record in records.values():
-        infos |= {name: record.info(name) for name in record.names() if name not in infos}
+        new = [name for name in record.names() if name not in infos and not name.startswith(dataset_map.PREFIX)]
+        infos |= {name: record.info(name) for name in new}
     return infos
 
 
