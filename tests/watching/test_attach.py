@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import dynascope
 from dynascope.probes import Need, Probe
-from dynascope.record import Series
+from dynascope.record import RecordWriter, Series
 from dynascope.watching import entrance
 
 
@@ -225,3 +226,29 @@ def test_unsampled_steps_never_ask_the_device_for_a_number(tmp_path: Path, monke
     train(model, optimizer, steps=20)
     monkeypatch.undo()
     assert asked == bare
+
+
+def test_an_open_record_is_written_to_and_left_open(tmp_path: Path) -> None:
+    model, optimizer = small()
+    with RecordWriter(tmp_path / "run") as record:
+        with dynascope.watch(model, optimizer, run=record, every=1, probes=["gradients"]):
+            train(model, optimizer)
+        record.add(0, {"afterwards": 1.0})
+    with dynascope.open(tmp_path / "run") as read:
+        assert {"loss", "gradients/norm", "afterwards"} <= set(read.names())
+
+
+def test_findings_are_looked_for_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynascope.watching.attach.FIRST_LOOK", 0.02)
+    model, optimizer = small()
+    with dynascope.watch(model, optimizer, run=tmp_path / "run", every=1, probes=["none"]):
+        with torch.no_grad():
+            model[0].weight.fill_(float("nan"))
+        train(model, optimizer)
+        record = dynascope.open(tmp_path / "run")
+        for _ in range(500):
+            if record.findings:
+                break
+            time.sleep(0.02)
+        assert [finding.id for finding in record.findings] == ["loss-not-finite"]
+    assert len(record.findings) == 1
