@@ -26,9 +26,9 @@ from starlette.routing import Route
 
 from dynascope.record import Record, RecordError, open_record
 from dynascope.report.charts import plan, sections
-from dynascope.report.page import asset, document, findings_html, policy, state_of, vega
+from dynascope.report.page import asset, document, findings_html, policy, vega
 from dynascope.report.rows import Rows, finding_rows
-from dynascope.report.terminal import sparkline
+from dynascope.report.terminal import sparkline, state_of
 
 HOST = "127.0.0.1"
 INTERVAL = 1.0

@@ -20,7 +20,7 @@ from dynascope.record import Finding, Record, open_record
 from dynascope.report.charts import THEMES, Section, sections
 from dynascope.report.pictures import write_folder, write_pdf
 from dynascope.report.rows import findings_of
-from dynascope.report.terminal import finding_as_json
+from dynascope.report.terminal import finding_as_json, state_of
 
 
 def report(paths: Sequence[str | Path], output: str | Path) -> Path:
@@ -144,14 +144,6 @@ def _comparison(records: Mapping[str, Record]) -> str:
 
 def _values(record: Record, name: str) -> np.ndarray:
     return record.series(name).values.ravel() if name in record else np.empty(0)
-
-
-def state_of(record: Record) -> str:
-    """Running, ended or failed, and the last step."""
-    failed = next((event.message for event in record.events if event.kind == "exception"), None)
-    state = "running" if record.is_live() else f"failed: {failed}" if failed else "ended"
-    step = record.last_step()
-    return f"{state}, last step {step}" if step is not None else f"{state}, nothing measured yet"
 
 
 def _facts(records: Mapping[str, Record]) -> str:

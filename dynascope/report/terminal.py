@@ -162,15 +162,23 @@ def _summary(values: Float[np.ndarray, " steps"]) -> tuple[float, float, float]:
     return float(values[-1]), least, most
 
 
+def state_of(record: Record) -> str:
+    """Running, ended, failed or broken off, and the last step."""
+    ends = {event.kind: event.message for event in record.events if event.kind in ("start", "exception", "end")}
+    if record.is_live():
+        state = "running"
+    elif "exception" in ends:
+        state = f"failed: {ends['exception']}"
+    else:
+        # A watch notes its end; one that was killed could not.
+        state = "broken off" if "start" in ends and "end" not in ends else "ended"
+    step = record.last_step()
+    return plain(f"{state}, last step {step}" if step is not None else f"{state}, nothing measured yet")
+
+
 def _headline(record: Record) -> Text:
-    state = "running" if record.is_live() else "ended"
-    failed = next((event for event in record.events if event.kind == "exception"), None)
-    if failed is not None:
-        state = f"failed: {plain(failed.message)}"
-    steps = record.last_step()
-    parts = [state, f"last step {steps}" if steps is not None else "nothing measured yet"]
-    parts += [plain(event.message) for event in record.events if event.kind == "model"]
-    return Text(" · ".join(parts), style="dim")
+    models = [plain(event.message) for event in record.events if event.kind == "model"]
+    return Text(" · ".join([state_of(record), *models]), style="dim")
 
 
 def _json_number(value: Any) -> Any:

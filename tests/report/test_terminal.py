@@ -94,8 +94,8 @@ def test_running_ended_and_failed_runs_are_told_apart(tmp_path: Path) -> None:
         writer.add(0, {"loss": 1.0})
         writer.flush()
         record = open_record(tmp_path)
-        assert "running · last step 0" in told(record, width=400)
-    assert "ended · last step 0" in told(record, width=400)
+        assert "running, last step 0" in told(record, width=400)
+    assert "ended, last step 0" in told(record, width=400)
     with RecordWriter(tmp_path / "other") as writer:
         writer.event("exception", "ValueError: no")
     assert "failed: ValueError: no" in told(open_record(tmp_path / "other"), width=400)
@@ -125,3 +125,10 @@ def test_sparkline_spans_from_least_to_most() -> None:
     assert sparkline(np.full(3, 7.0), width=5) == "▁▁▁"
     assert sparkline(np.empty(0), width=5) == ""
     assert len(sparkline(np.arange(1000.0), width=20)) == 20
+
+
+def test_watch_that_was_killed_is_told_as_broken_off(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path) as writer:
+        writer.event("start", "watching train.py")
+        writer.add(3, {"loss": 1.0})
+    assert "broken off, last step 3" in told(open_record(tmp_path), width=400)
