@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import h5netcdf
-import h5py  # type: ignore[import-untyped]
+import h5py
 import numpy as np
 
 from dynascope.record.export.contents import contents
