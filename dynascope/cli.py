@@ -124,10 +124,10 @@ def show(options: Show) -> int:
 
 @dataclass
 class Report:
-    """Write a self-contained page of one run, or a comparison of several; it works offline."""
+    """Write a self-contained page of one run, a comparison of several, or a study with its figures; it works offline."""
 
     runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN…]")]]
-    """The runs' directories."""
+    """The runs' directories, or the folder of a study that was run."""
     output: Annotated[Path | None, arg(aliases=["-o"], metavar="PATH")] = None
     """out.html, out.pdf, or a folder for one PNG and SVG a chart (default: report.html in the first run)."""
 
@@ -138,8 +138,13 @@ def report(options: Report) -> int:
 
     if not options.runs:
         raise ValueError("name at least one run directory: dynascope report RUN")
-    written = report(options.runs, options.output or options.runs[0] / "report.html")
-    print(written)
+    output = options.output or options.runs[0] / "report.html"
+    if len(options.runs) == 1 and (options.runs[0] / "verdict.json").is_file():
+        from dynascope.studies.harness.report import report_study
+
+        print(report_study(options.runs[0], output))
+    else:
+        print(report(options.runs, output))
     return 0
 
 

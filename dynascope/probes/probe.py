@@ -16,6 +16,7 @@ class Need(StrEnum):
     In the shadow pass, once per place (results are stacked along a leading axis of places):
     MODULES (`ModuleOutput`), ACTIVATIONS (`ModuleOutput`), BLOCKS (`ModuleOutput`), ATTENTION (`AttentionCall`).
     In a differentiable shadow pass: CURVATURE (`CurvatureView`).
+    Beside the shadow pass, the model itself to call as it likes: MODEL (`ModelView`).
     From what the user hands over: EXAMPLES (`ExampleBatch`).
     """
 
@@ -29,6 +30,7 @@ class Need(StrEnum):
     BLOCKS = "blocks"
     ATTENTION = "attention"
     CURVATURE = "curvature"
+    MODEL = "model"
     EXAMPLES = "examples"
 
 

@@ -85,6 +85,31 @@ class CurvatureView:
 
 
 @dataclass(frozen=True)
+class ModelView:
+    """The model itself with the first rows of the step's batch, to be called in whatever way a probe needs.
+
+    The model is uncompiled and in evaluation mode, under `no_grad` (a probe that differentiates opens
+    `torch.enable_grad()` or uses `torch.func`); random state, buffers and modes are put back after the probe. Parameters
+    and their `grad` must be left as they are. Under sharding (FSDP2) a probe sees sharded parameters. `lr` is that of the
+    first parameter group.
+
+    >>> view.model(*view.args, **view.kwargs)
+    """
+
+    step: int
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    lr: float
+    name: str = ""
+    """What stands before the names of the model's modules, where it is a part of something larger."""
+
+    def __call__(self) -> Any:
+        """What the model returns for these rows."""
+        return self.model(*self.args, **self.kwargs)
+
+
+@dataclass(frozen=True)
 class ModuleOutput:
     """What one module, activation function or residual block returned in the shadow pass.
 
@@ -111,7 +136,8 @@ class AttentionCall:
 
     `key` and `value` may have fewer heads than `query` (grouped-query attention). `mask` broadcasts to
     (rows, heads, queries, keys): bool (True = visible) or float (added to the logits).
-    `is_causal` aligns the first query with the first key, as `scaled_dot_product_attention` does.
+    `is_causal` aligns the first query with the first key, as `scaled_dot_product_attention` does. `tokens` are the
+    token ids that the model was called with, where it was called with such.
     """
 
     name: str
@@ -121,6 +147,7 @@ class AttentionCall:
     scale: float
     is_causal: bool = False
     mask: Bool[Tensor, "#rows #heads #queries #keys"] | Float[Tensor, "#rows #heads #queries #keys"] | None = None
+    tokens: Int[Tensor, "rows positions"] | None = None
 
 
 @dataclass(frozen=True)

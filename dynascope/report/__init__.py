@@ -4,14 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynascope.report.charts import Chart, draw
     from dynascope.report.live import serve
     from dynascope.report.page import report
     from dynascope.report.terminal import print_findings, show, show_json
 
-__all__ = ["print_findings", "report", "serve", "show", "show_json"]
+__all__ = ["Chart", "draw", "print_findings", "report", "serve", "show", "show_json"]
 
 # Charts and servers are slow to import, and `dynascope show` needs neither.
 _HOMES = {
+    "Chart": "dynascope.report.charts",
+    "draw": "dynascope.report.charts",
     "report": "dynascope.report.page",
     "serve": "dynascope.report.live",
     "print_findings": "dynascope.report.terminal",

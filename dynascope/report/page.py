@@ -8,7 +8,7 @@ import re
 import string
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from dynascope.record import Finding, Record, open_record
 from dynascope.report.charts import THEMES, Section, sections
-from dynascope.report.pictures import write_folder, write_pdf
+from dynascope.report.pictures import findings_page, write_folder, write_pdf
 from dynascope.report.rows import findings_of
 from dynascope.report.terminal import finding_as_json, state_of
 
@@ -32,16 +32,33 @@ def report(paths: Sequence[str | Path], output: str | Path) -> Path:
 
     >>> report(["runs/a", "runs/b"], "comparison.html")
     """
-    output = Path(output)
-    if output.suffix not in (".html", ".pdf", ""):
-        raise ValueError(f"a report is .html, .pdf or a folder; {output.name!r} is none of these")
+    check_output(output)
     records = labelled([open_record(path) for path in paths])
     drawn = sections(records)
+    return write(output, drawn, page=lambda: document(records, drawn), first_page=lambda: findings_page(records))
+
+
+def check_output(output: str | Path) -> None:
+    """Raises ValueError for a suffix that no report has."""
+    name = Path(output).name
+    if Path(name).suffix not in (".html", ".pdf", ""):
+        raise ValueError(f"a report is .html, .pdf or a folder; {name!r} is none of these")
+
+
+def write(
+    output: str | Path,
+    drawn: Sequence[Section],
+    *,
+    page: Callable[[], str],
+    first_page: Callable[[], dict[str, Any]],
+) -> Path:
+    """Charts as a page, a PDF behind its first page, or a folder of pictures, whichever `output` says."""
+    output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".html":
-        output.write_text(document(records, drawn), encoding="utf-8")
+        output.write_text(page(), encoding="utf-8")
     elif output.suffix == ".pdf":
-        write_pdf(records, drawn, output)
+        write_pdf(first_page(), drawn, output)
     else:
         write_folder(drawn, output)
     return output
@@ -59,16 +76,28 @@ def labelled(records: Sequence[Record]) -> dict[str, Record]:
 
 
 def document(records: Mapping[str, Record], drawn: Sequence[Section], stream: str = "") -> str:
-    """The page as HTML; with `stream`, an address on the same server, it follows the run."""
-    body: list[str] = []
-    links: list[str] = []
-    charts: list[dict[str, Any]] = []
-    body.append(f'<section id="findings">{findings_html(records)}</section>')
-    links.append('<a href="#findings">Findings</a>')
+    """The page of runs as HTML; with `stream`, an address on the same server, it follows the run."""
+    lead = [f'<section id="findings">{findings_html(records)}</section>']
     if len(records) > 1:
-        body.append(_comparison(records))
+        lead.append(_comparison(records))
+    links = {"findings": "Findings"}
+    return whole_page(" and ".join(records), _facts(records), lead, links, drawn, stream)
+
+
+def whole_page(
+    title: str,
+    facts: str,
+    lead: Sequence[str],
+    links: Mapping[str, str],
+    drawn: Sequence[Section],
+    stream: str = "",
+) -> str:
+    """A page that works offline: `lead` is what stands before the charts, as HTML, and `links` its headings by id."""
+    body = list(lead)
+    anchors = [f'<a href="#{anchor}">{html.escape(heading)}</a>' for anchor, heading in links.items()]
+    charts: list[dict[str, Any]] = []
     for number, section in enumerate(drawn):
-        links.append(f'<a href="#section-{number}">{html.escape(section.title)}</a>')
+        anchors.append(f'<a href="#section-{number}">{html.escape(section.title)}</a>')
         figures = []
         for chart in section.charts:
             caption = f"<h3>{html.escape(chart.title)}</h3><p>{html.escape(chart.subtitle)}</p>"
@@ -78,21 +107,21 @@ def document(records: Mapping[str, Record], drawn: Sequence[Section], stream: st
                 f'<div class="plot" role="img" aria-label="{name}"></div></figure>'
             )
             charts.append({"spec": chart.spec, "data": chart.data})
-        title = html.escape(section.title)
+        heading = html.escape(section.title)
         body.append(
-            f'<section><h2 id="section-{number}">{title}</h2><div class="charts">{"".join(figures)}</div></section>'
+            f'<section><h2 id="section-{number}">{heading}</h2><div class="charts">{"".join(figures)}</div></section>'
         )
     if not drawn:
         body.append("<p>Nothing was measured yet.</p>")
     body.append("<footer>Made by Dynascope. ✕ marks values that are not finite.</footer>")
     library, script = vega(), asset("page.js")
     return string.Template(asset("page.html")).substitute(
-        title=html.escape(" and ".join(records)),
+        title=html.escape(title),
         policy=policy(library, script, connect=bool(stream)),
         style=asset("page.css"),
         stream=f' data-stream="{html.escape(stream, quote=True)}"' if stream else "",
-        facts=_facts(records),
-        links="".join(links),
+        facts=facts,
+        links="".join(anchors),
         body="\n".join(body),
         data=_packed({"charts": charts, "themes": THEMES}),
         library=library,

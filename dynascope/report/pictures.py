@@ -10,13 +10,14 @@ from typing import Any
 import vl_convert
 
 from dynascope.record import Record
-from dynascope.report.charts import THEMES, Section
+from dynascope.report.charts import THEMES, Chart, Section
 from dynascope.report.rows import findings_of
 from dynascope.report.terminal import plain
 
 SCALE = 2.0
 """PNG pixels a point."""
 # The flags' colours, darker: as letters they would be too pale on white.
+INK, QUIET, GOOD = "#1c2024", "#5d666f", "#00845f"
 SEVERITY_INKS = {"critical": "#b34700", "warning": "#8a5c00", "info": "#1f6f9f"}
 
 
@@ -25,17 +26,23 @@ def write_folder(drawn: Sequence[Section], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, chart in enumerate(chart for section in drawn for chart in section.charts):
         name = f"{number:02d}-{re.sub('[^a-z0-9]+', '-', chart.title.lower()).strip('-')[:60]}"
-        spec = chart.whole()
-        (folder / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, config=THEMES["light"]))
-        (folder / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(spec, config=THEMES["light"]), encoding="utf-8")
+        (folder / f"{name}.png").write_bytes(png(chart))
+        svg = vl_convert.vegalite_to_svg(chart.whole(), config=THEMES["light"])
+        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
-def write_pdf(records: Mapping[str, Record], drawn: Sequence[Section], output: Path) -> None:
-    """The findings on a first page, then a page a section."""
+def png(chart: Chart) -> bytes:
+    """A chart as a PNG file's content."""
+    content: bytes = vl_convert.vegalite_to_png(chart.whole(), scale=SCALE, config=THEMES["light"])
+    return content
+
+
+def write_pdf(first_page: dict[str, Any], drawn: Sequence[Section], output: Path) -> None:
+    """A first page, then a page a section."""
     from pypdf import PdfWriter
 
     book = PdfWriter()
-    for spec in [_findings_page(records), *map(_section_page, drawn)]:
+    for spec in [first_page, *map(_section_page, drawn)]:
         book.append(io.BytesIO(vl_convert.vegalite_to_pdf(spec, config=THEMES["light"])))
     with output.open("wb") as file:
         book.write(file)
@@ -77,36 +84,52 @@ def _renamed(spec: Any, prefix: str) -> Any:
     return renamed
 
 
-def _findings_page(records: Mapping[str, Record]) -> dict[str, Any]:
-    lines: list[dict[str, Any]] = []
-
-    def add(text: str, indent: int = 0, **style: Any) -> None:
-        for part in textwrap.wrap(plain(text), 110 - indent // 6) or [""]:
-            lines.append({"text": part, "indent": indent, "line": len(lines), "colour": "#1c2024", **style})
-
+def findings_page(records: Mapping[str, Record]) -> dict[str, Any]:
+    """The findings of all runs as a page of text."""
+    page = TextPage("Findings")
     for run, record in records.items():
-        add(f"{run}: last step {record.last_step()}")
-    add("")
+        page.add(f"{run}: last step {record.last_step()}")
+    page.add("")
     found = findings_of(records)
     for number, (run, finding) in enumerate(found, 1):
         where = f"{run}, step" if len(records) > 1 else "step"
-        add(f"{number}  {where} {finding.step}: {finding.message}", colour=SEVERITY_INKS[finding.severity])
+        page.add(f"{number}  {where} {finding.step}: {finding.message}", colour=SEVERITY_INKS[finding.severity])
         for line in finding.remedy.splitlines():
-            add(line, 14, colour="#5d666f")
+            page.add(line, 14, colour=QUIET)
     if not found:
-        add("No findings: nothing looks unhealthy.", colour="#00845f")
-    return {
-        "title": {"text": "Findings", "fontSize": 20, "anchor": "start", "offset": 16},
-        "data": {"values": lines},
-        "width": 760,
-        "height": 20 * len(lines),
-        "padding": 30,
-        "view": {"stroke": None},
-        "mark": {"type": "text", "align": "left", "fontSize": 12},
-        "encoding": {
-            "x": {"field": "indent", "type": "quantitative", "scale": None, "axis": None},
-            "y": {"field": "line", "type": "ordinal", "axis": None},
-            "text": {"field": "text", "type": "nominal"},
-            "color": {"field": "colour", "type": "nominal", "scale": None},
-        },
-    }
+        page.add("No findings: nothing looks unhealthy.", colour=GOOD)
+    return page.spec()
+
+
+class TextPage:
+    """A page of lines for a PDF, wrapped and indented.
+
+    >>> page = TextPage("Claims"); page.add("C1 holds", colour=GOOD); page.spec()
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._lines: list[dict[str, Any]] = []
+
+    def add(self, text: str, indent: int = 0, colour: str = INK) -> None:
+        """Add a paragraph."""
+        for part in textwrap.wrap(plain(text), 110 - indent // 6) or [""]:
+            self._lines.append({"text": part, "indent": indent, "line": len(self._lines), "colour": colour})
+
+    def spec(self) -> dict[str, Any]:
+        """The page as a chart."""
+        return {
+            "title": {"text": self._title, "fontSize": 20, "anchor": "start", "offset": 16},
+            "data": {"values": self._lines},
+            "width": 760,
+            "height": 20 * len(self._lines),
+            "padding": 30,
+            "view": {"stroke": None},
+            "mark": {"type": "text", "align": "left", "fontSize": 12},
+            "encoding": {
+                "x": {"field": "indent", "type": "quantitative", "scale": None, "axis": None},
+                "y": {"field": "line", "type": "ordinal", "axis": None},
+                "text": {"field": "text", "type": "nominal"},
+                "color": {"field": "colour", "type": "nominal", "scale": None},
+            },
+        }

@@ -58,12 +58,18 @@ class AttentionTap:
     """Sees every operation of a pass and hands each attention call to `on_call`.
 
     `place` tells where the model is: the innermost module's name, and its number of heads if it states one (needed
-    where the model has merged rows and heads into one axis).
+    where the model has merged rows and heads into one axis). `tokens` are the ids that the model was called with.
     """
 
-    def __init__(self, on_call: Callable[[AttentionCall], None], place: Callable[[], tuple[str, int | None]]) -> None:
+    def __init__(
+        self,
+        on_call: Callable[[AttentionCall], None],
+        place: Callable[[], tuple[str, int | None]],
+        tokens: Tensor | None = None,
+    ) -> None:
         self._on_call = on_call
         self._place = place
+        self._tokens = tokens
         # Keyed by storage address. An address is forgotten as soon as a new tensor is born at it.
         self._followed: dict[int, _Product | _Weights] = {}
 
@@ -138,8 +144,14 @@ class AttentionTap:
                 scale=1 / math.sqrt(query.shape[-1]) if scale is None else scale,
                 is_causal=bool(given.get("is_causal", False)),
                 mask=_four_dims(mask),
+                tokens=self._tokens_of(query),
             )
         )
+
+    def _tokens_of(self, query: Tensor) -> Tensor | None:
+        """The ids of the model's tokens, where its attention is over them, row by row."""
+        tokens = self._tokens
+        return tokens if tokens is not None and tokens.shape == (query.shape[0], query.shape[2]) else None
 
     def _see_eager(self, weights: _Weights, value: Tensor) -> None:
         name, num_heads = self._place()
@@ -155,14 +167,16 @@ class AttentionTap:
         mask = product.mask
         if mask is not None and mask.ndim == 3 and len(weights.shape) == 3:
             mask = mask.expand(count, *mask.shape[1:]).reshape(rows, heads, *mask.shape[1:])
+        query = product.left.reshape(rows, heads, num_queries, head_dim)
         self._on_call(
             AttentionCall(
                 name=name,
-                query=product.left.reshape(rows, heads, num_queries, head_dim),
+                query=query,
                 key=product.right.transpose(1, 2).reshape(rows, heads, -1, head_dim),
                 value=value.reshape(rows, heads, value.shape[-2], value.shape[-1]),
                 scale=product.scale,
                 mask=_four_dims(mask),
+                tokens=self._tokens_of(query),
             )
         )
 

@@ -53,17 +53,40 @@ def shadow_pass(
 
     >>> shadow_pass(model, (tokens,), {}, frozenset({Need.ATTENTION}), lambda need, view: print(view.name))
     """
-    flat = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    args, kwargs = first_rows(args, kwargs)
+    tokens = next(
+        (leaf for leaf in _tensors([kwargs.get("input_ids")], {}) + _tensors(args, kwargs) if is_tokens(leaf)), None
+    )
+    with undisturbed(model), torch.no_grad(), _Taps(model, needs, observe, prefix, tokens):
+        model(*args, **kwargs)
+
+
+def first_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A model's arguments cut to the rows that are looked at; what has no row a row of the batch stays whole.
+
+    >>> first_rows((torch.zeros(64, 128, dtype=torch.long),), {})[0][0].shape
+    torch.Size([4, 128])
+    """
+    flat = _tensors(args, kwargs)
     batch_size = flat[0].shape[0] if flat else 0
     rows = rows_for(flat[0]) if flat else 0
 
-    def first_rows(leaf: Any) -> Any:
+    def first(leaf: Any) -> Any:
         is_batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch_size
         return leaf[:rows] if is_batched else leaf
 
-    args, kwargs = tree_map(first_rows, (tuple(args), dict(kwargs)))
-    with undisturbed(model), torch.no_grad(), _Taps(model, needs, observe, prefix):
-        model(*args, **kwargs)
+    cut: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(first, (tuple(args), dict(kwargs)))
+    return cut
+
+
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    leaves = tree_leaves((tuple(args), dict(kwargs)))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
+
+
+def is_tokens(tensor: Tensor) -> bool:
+    """Whether it looks like token ids: integers by row and position."""
+    return tensor.ndim == 2 and tensor.dtype in (torch.int64, torch.int32)
 
 
 def rows_for(batch: Tensor) -> int:
@@ -74,8 +97,7 @@ def rows_for(batch: Tensor) -> int:
     >>> rows_for(torch.zeros(64, 128, dtype=torch.long))
     4
     """
-    is_tokens = batch.ndim == 2 and not batch.is_floating_point()
-    positions = batch.shape[1] if is_tokens or batch.ndim == 3 else 1
+    positions = batch.shape[1] if is_tokens(batch) or batch.ndim == 3 else 1
     wanted = POSITIONS // max(positions, 1)
     return min(batch.shape[0], MOST_ROWS, max(FEWEST_ROWS, wanted))
 
@@ -98,7 +120,9 @@ def residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
 class _Taps(TorchDispatchMode):
     """Sees modules through global hooks and operations through dispatch, for the length of one pass."""
 
-    def __init__(self, model: nn.Module, needs: frozenset[Need], observe: Observer, prefix: str) -> None:
+    def __init__(
+        self, model: nn.Module, needs: frozenset[Need], observe: Observer, prefix: str, tokens: Tensor | None
+    ) -> None:
         super().__init__()
         self._names = {id(module): f"{prefix}{name}".rstrip(".") for name, module in model.named_modules()}
         self._blocks = {id(block) for block in residual_blocks(model).values()}
@@ -107,7 +131,7 @@ class _Taps(TorchDispatchMode):
         self._stack: list[nn.Module] = []
         self._seen: dict[str, int] = {}
         self._is_paused = False
-        self._attention = AttentionTap(lambda call: self._show(Need.ATTENTION, call), self._place)
+        self._attention = AttentionTap(lambda call: self._show(Need.ATTENTION, call), self._place, tokens)
 
     def __enter__(self) -> "_Taps":
         self._handles = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynascope.probes.probe import Need, Probe
-from dynascope.probes.views import AttentionCall, ModuleOutput, StepView
+from dynascope.probes.views import AttentionCall, ModelView, ModuleOutput, StepView
 from dynascope.record import RecordWriter, Series
 from dynascope.watching.collector import Collector
 from dynascope.watching.entrance import Visitor, stand_at, step_away
@@ -21,8 +21,9 @@ from dynascope.watching.hessian import HessianWatch, differentiable_leaves, leav
 from dynascope.watching.locate import locate, wrapped
 from dynascope.watching.outbox import Outbox
 from dynascope.watching.schedule import Schedule
-from dynascope.watching.shadow import shadow_pass
+from dynascope.watching.shadow import first_rows, shadow_pass
 from dynascope.watching.shards import local, summing_over_shards, whole
+from dynascope.watching.undisturbed import undisturbed
 
 STEP_NEEDS = frozenset({Need.PARAMETERS, Need.GRADIENTS, Need.PREVIOUS_GRADIENTS, Need.UPDATES, Need.OPTIMIZER_STATE})
 SHADOW_NEEDS = frozenset({Need.MODULES, Need.ACTIVATIONS, Need.BLOCKS, Need.ATTENTION})
@@ -256,6 +257,9 @@ class Tracker:
             inner = inside
         if probes:
             self._look_inside(inner, args, kwargs, probes)
+        for probe in self._due_probes(Need.MODEL):
+            if probe.name not in self._looked:
+                self._look_at_model(inner, args, kwargs, probe)
         if self._due_probes(Need.CURVATURE):
             self._hessian = HessianWatch(inner, _parameters_of(self._optimizer), args, kwargs)
 
@@ -295,6 +299,15 @@ class Tracker:
                 self._looked.add(probe.name)
                 self._costs[probe.name] = self._costs.get(probe.name, 0.0) + shared
                 self._keep(probe, self._collector.places(probe, measured[probe.name]))
+
+    def _look_at_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], probe: Probe) -> None:
+        """Show one probe the model itself, with the first rows of the batch."""
+        with self._paying(probe.name), undisturbed(model), torch.no_grad():
+            self._looked.add(probe.name)
+            rows, named = first_rows(args, kwargs)
+            view = ModelView(self.step, model, rows, named, self._learning_rates()[0], self._prefix_of(model))
+            coords: Mapping[str, Sequence[str]] = getattr(probe, "coords", lambda view: {})(view)
+            self._keep(probe, self._collector.whole(probe, probe.measure(view), coords))
 
     def _prefix_of(self, part: nn.Module) -> str:
         """What stands before the part's module names in the whole model."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import dynascope
 from dynascope.probes import Need, Probe
+from dynascope.probes.views import ModelView
 from dynascope.record import RecordWriter, Series
 from dynascope.watching import entrance
 
@@ -252,3 +253,47 @@ def test_findings_are_looked_for_while_training_goes_on(tmp_path: Path, monkeypa
             time.sleep(0.02)
         assert [finding.id for finding in record.findings] == ["loss-not-finite"]
     assert len(record.findings) == 1
+
+
+class Caller(Probe):
+    """Calls the model, differentiates it, and disturbs what a probe could disturb."""
+
+    name = "caller"
+    needs = frozenset({Need.MODEL})
+    series = (Series("caller/output", ("row",)), Series("caller/slope", ("name",)), Series("caller/lr"))
+
+    def coords(self, view: ModelView) -> Mapping[str, list[str]]:
+        return {"name": [name for name, _ in view.model.named_parameters()]}
+
+    def measure(self, view: ModelView) -> Mapping[str, Tensor]:
+        assert not view.model.training
+        torch.randn(3)
+        with torch.enable_grad():
+            output = view()
+            slopes = torch.autograd.grad(output.sum(), list(view.model.parameters()))
+        norms = torch.stack([slope.norm() for slope in slopes])
+        return {"caller/output": output[:, 0].detach(), "caller/slope": norms, "caller/lr": torch.tensor(view.lr)}
+
+
+def test_a_probe_may_call_the_model_itself_and_disturbs_nothing(tmp_path: Path) -> None:
+    ends = []
+    for is_watched in (False, True):
+        torch.manual_seed(0)
+        model, optimizer = small()
+        if is_watched:
+            start = copy.deepcopy(model)
+            with dynascope.watch(model, optimizer, run=tmp_path / "run", every=2, probes=[Caller()]):
+                train(model, optimizer)
+        else:
+            train(model, optimizer)
+        ends.append([parameter.detach().clone() for parameter in model.parameters()] + [torch.get_rng_state()])
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+    record = dynascope.open(tmp_path / "run")
+    assert record["caller/output"].step.values.tolist() == [0, 2, 4]
+    assert record["caller/slope"]["name"].values.tolist() == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert record["caller/lr"].values.tolist() == pytest.approx([1e-2] * 3)
+    torch.manual_seed(0)
+    small()
+    first = start(torch.randn(16, 3)).detach()[:, 0]
+    assert record["caller/output"].values[0] == pytest.approx(first.numpy(), abs=1e-6)

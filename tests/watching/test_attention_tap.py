@@ -140,6 +140,7 @@ def test_hugging_face_models_show_every_layer(implementation: str, family: str) 
     assert len(calls) == 2
     assert "0" in calls[0].name
     assert "1" in calls[1].name
+    assert all(call.tokens is not None and torch.equal(call.tokens, tokens) for call in calls)
     if implementation == "eager":
         expected = model.eval()(input_ids=tokens, attention_mask=mask, output_attentions=True).attentions
         torch.testing.assert_close(weights_of(calls[0])[1:], expected[0][1:])

@@ -20,7 +20,8 @@
     const { view } = await vegaEmbed(plot, { ...spec, ...columns, datasets: data }, options);
     // The plot takes the room that its labels leave, so that letters keep their size on a phone.
     const room = Math.min(figure.clientWidth, 640) - plot.querySelector("canvas").width / devicePixelRatio;
-    if (!spec.concat) await view.width(Math.max(120, view.width() + Math.floor(room))).runAsync();
+    const isSingle = !["concat", "hconcat", "vconcat", "facet"].some((key) => key in spec) && !["row", "column", "facet"].some((key) => key in (spec.encoding ?? {}));
+    if (isSingle) await view.width(Math.max(120, view.width() + Math.floor(room))).runAsync();
     views.set(number, view);
     figure.dataset.drawn = "";
   }

@@ -1,13 +1,14 @@
 """One page a study, written from its last verdict: python -m dynascope.studies.harness.pages docs/studies"""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynascope.report.pictures import png
 from dynascope.studies.harness.catalogue import list_studies, load_study
-from dynascope.studies.harness.telling import measured, paper_value
-
-WORDS = {True: "holds", False: "does not hold", None: "undecided"}
+from dynascope.studies.harness.report import records_of
+from dynascope.studies.harness.telling import WORDS_PLAIN, measured, paper_value
 
 
 def write_pages(folder: str | Path, root: str | Path = "runs/studies") -> list[Path]:
@@ -16,13 +17,26 @@ def write_pages(folder: str | Path, root: str | Path = "runs/studies") -> list[P
     pages = []
     for entry in list_studies(root):
         page = Path(folder) / f"{entry['study']}.md"
-        page.write_text(study_page(entry))
+        page.write_text(study_page(entry, pictures=_pictures(entry, Path(folder))))
         pages.append(page)
     return pages
 
 
-def study_page(entry: dict[str, Any]) -> str:
-    """The page of one entry of `list_studies`."""
+def _pictures(entry: dict[str, Any], folder: Path) -> list[Path]:
+    """The study's figures as PNG files beside its page, where its records still lie."""
+    study, verdict = load_study(entry["study"]), entry["verdict"]
+    if verdict is None or not Path(verdict["run"]).is_dir():
+        return []
+    charts = study.figures(records_of(study, Path(verdict["run"]), verdict))
+    pictures = [folder / "figures" / f"{study.name}-{number}.png" for number in range(1, len(charts) + 1)]
+    for picture, chart in zip(pictures, charts, strict=True):
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(png(chart))
+    return pictures
+
+
+def study_page(entry: dict[str, Any], pictures: Sequence[Path] = ()) -> str:
+    """The page of one entry of `list_studies`; `pictures` lie in a folder beside it."""
     study = load_study(entry["study"])
     told = sys.modules[study.train.__module__].__doc__ or ""
     lines = [
@@ -50,10 +64,13 @@ def study_page(entry: dict[str, Any]) -> str:
     ]
     lines += ["| claim | verdict | measured (95 % interval) | rule | the paper |", "|---|---|---|---|---|"]
     for claim in verdict["claims"]:
-        cells = f"{claim['id']}: {claim['statement']}", WORDS[claim["holds"]], measured(claim), claim["rule"]
+        cells = f"{claim['id']}: {claim['statement']}", WORDS_PLAIN[claim["holds"]], measured(claim), claim["rule"]
         source = f"{paper_value(claim)} ({claim['source']})"
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, source)) + " |")
     lines += [""] + [f"Failed: {unit}: {why}" for unit, why in verdict["failures"].items()]
+    lines += [
+        f"![Figure {number}]({picture.parent.name}/{picture.name})\n" for number, picture in enumerate(pictures, 1)
+    ]
     return "\n".join(lines)
 
 

@@ -1,11 +1,14 @@
 """What a study is: arms that differ in one thing, presets, a training, and claims fixed before it is run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dynascope.record import Record, RecordWriter
+
+if TYPE_CHECKING:
+    from dynascope.report import Chart
 
 Runs: TypeAlias = Mapping[str, Record]
 """The records of one seed, by arm."""
@@ -82,6 +85,8 @@ class Study:
     train: Callable[[Any, Any, int, "StudyRecord"], None]
     claims: list[Claim]
     after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    figures: Callable[[Sequence[Runs]], list["Chart"]] = lambda runs: []
+    """The paper's figures drawn again from the records of every seed, for `dynascope report`."""
     origin: str = ""
     """What loads this study in another process: its name in the catalogue or its file; set by `load_study`."""
 

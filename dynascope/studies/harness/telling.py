@@ -10,7 +10,9 @@ from rich.table import Table
 from dynascope.studies.harness.catalogue import list_studies
 from dynascope.studies.harness.verdict import Verdict, verdict_as_json
 
-WORDS = {True: "[green]holds[/]", False: "[red]does not hold[/]", None: "[yellow]undecided[/]"}
+WORDS_PLAIN = {True: "holds", False: "does not hold", None: "undecided"}
+_COLOURS = {True: "green", False: "red", None: "yellow"}
+WORDS = {holds: f"[{_COLOURS[holds]}]{word}[/]" for holds, word in WORDS_PLAIN.items()}
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
@@ -26,7 +28,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
             console.print(f"    {escape(claim['note'])}", style="yellow", highlight=False)
     for unit, reason in verdict.failures.items():
         console.print(f"{unit} failed: {reason}", style="red", markup=False)
-    console.print(f"\nrecords: {verdict.run}", style="dim", markup=False, soft_wrap=True)
+    told = f"\nrecords: {verdict.run}   page: dynascope report {verdict.run}"
+    console.print(told, style="dim", markup=False, soft_wrap=True)
 
 
 def print_studies(console: Console, root: str | Path = "runs/studies") -> None:

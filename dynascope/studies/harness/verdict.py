@@ -105,6 +105,7 @@ def verdict_as_json(verdict: Verdict) -> dict[str, Any]:
     study = verdict.study
     return {
         "study": study.name,
+        "origin": study.origin or study.name,
         "paper": study.paper.arxiv,
         "preset": verdict.preset,
         "seeds": verdict.seeds,
