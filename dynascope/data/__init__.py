@@ -9,7 +9,7 @@ from dynascope.data.inspection import (
     reliability,
     runs_needed,
 )
-from dynascope.data.landscape import error_barrier, instability, kernel_velocity, linear_path, tangent_kernel
+from dynascope.data.landscape import error_barrier, instability, linear_path
 from dynascope.data.per_example import per_example_gradient_norms
 from dynascope.data.scores import el2n, grand, l1_error, margin
 from dynascope.data.scoring import score_examples, with_ids
@@ -26,7 +26,6 @@ __all__ = [
     "error_barrier",
     "grand",
     "instability",
-    "kernel_velocity",
     "l1_error",
     "label_noise_report",
     "linear_path",
@@ -41,6 +40,5 @@ __all__ = [
     "score_examples",
     "select",
     "stacked_visits",
-    "tangent_kernel",
     "with_ids",
 ]

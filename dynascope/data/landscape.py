@@ -1,4 +1,4 @@
-"""How subsets of the data shape the loss surface: error barriers between twins, and how fast the kernel moves.
+"""How subsets of the data shape the loss surface: error barriers between twins.
 
 Source: arXiv 2107.07075, Section 5.
 """
@@ -10,12 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from dynascope.data.per_example import called
 from dynascope.data.scoring import moved_batches
+from dynascope.kernels.layerwise import called
 
 State: TypeAlias = tuple[nn.Module, Optimizer]
 TrainBetween: TypeAlias = Callable[[State, int, int, int], State]
@@ -86,32 +85,3 @@ def instability(
     parent = train(copy.deepcopy(start), 0, spawn_at, 0)
     twins = [train(copy.deepcopy(parent), spawn_at, num_steps, seed) for seed in (1, 2)]
     return linear_path(twins[0][0], twins[1][0], loader, num_points=num_points)
-
-
-def tangent_kernel(model: nn.Module, inputs: Float[Tensor, "examples ..."]) -> Float[Tensor, "logits logits"]:
-    """⟨∇ logit, ∇ logit'⟩ over all parameters, of every logit of every example with every other, in evaluation mode.
-
-    Memory is (examples × classes) × parameters numbers.
-
-    >>> tangent_kernel(model, images[:50]).shape
-    torch.Size([500, 500])
-    """
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    still = copy.deepcopy(model).eval().requires_grad_(False)
-
-    def logits(chosen: dict[str, Tensor], one: Tensor) -> Tensor:
-        return functional_call(still, chosen, one[None])[0]  # type: ignore[no-any-return]
-
-    jacobians = vmap(jacrev(logits), in_dims=(None, 0))(parameters, inputs)
-    flat = torch.cat([one.flatten(2).flatten(0, 1) for one in jacobians.values()], dim=1)
-    return flat @ flat.T
-
-
-def kernel_velocity(before: Float[Tensor, "logits logits"], after: Float[Tensor, "logits logits"]) -> Float[Tensor, ""]:
-    """1 − cosine between a kernel and itself some time later: 0 stands still, 1 has turned away.
-
-    >>> kernel_velocity(torch.eye(3), 2 * torch.eye(3))
-    tensor(0.)
-    """
-    cosine: Tensor = (before * after).sum() / (before.norm() * after.norm())
-    return 1 - cosine

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from dynascope.data.per_example import LossFunction, called
+from dynascope.data.per_example import LossFunction
 from dynascope.data.scores import cross_entropy, el2n, grand, l1_error, margin
+from dynascope.kernels.layerwise import called
 
 if TYPE_CHECKING:
     import xarray

@@ -1,1 +1,45 @@
 """The tangent kernel of any model, its limit at infinite width, and what it predicts of training."""
+
+from dynascope.kernels.alignment import (
+    centered,
+    effective_rank,
+    kernel_alignment,
+    kernel_distance,
+    kernel_velocity,
+    label_power,
+)
+from dynascope.kernels.empirical import ntk, ntk_trace, ntk_vp
+from dynascope.kernels.lanczos import top_eigenvalue
+from dynascope.kernels.limits import limit_kernels
+from dynascope.kernels.linearize import linearize
+from dynascope.kernels.predict import (
+    KernelTraining,
+    kernel_regression,
+    max_learning_rate,
+    mode_times,
+    ntk_solve,
+    predict_cross_entropy,
+    predict_ensemble,
+)
+
+__all__ = [
+    "KernelTraining",
+    "centered",
+    "effective_rank",
+    "kernel_alignment",
+    "kernel_distance",
+    "kernel_regression",
+    "kernel_velocity",
+    "label_power",
+    "limit_kernels",
+    "linearize",
+    "max_learning_rate",
+    "mode_times",
+    "ntk",
+    "ntk_solve",
+    "ntk_trace",
+    "ntk_vp",
+    "predict_cross_entropy",
+    "predict_ensemble",
+    "top_eigenvalue",
+]

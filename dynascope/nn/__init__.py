@@ -1,6 +1,7 @@
 """Parts: modules and reparametrizations."""
 
 from dynascope.nn.norms import NoNorm, remove_norms
+from dynascope.nn.ntk_parametrization import NTKConv2d, NTKLinear, ntk_parametrize
 from dynascope.nn.sigma_reparam import (
     SigmaReparam,
     iterate_each_step,
@@ -10,10 +11,13 @@ from dynascope.nn.sigma_reparam import (
 )
 
 __all__ = [
+    "NTKConv2d",
+    "NTKLinear",
     "NoNorm",
     "SigmaReparam",
     "iterate_each_step",
     "merge_sigma_reparam",
+    "ntk_parametrize",
     "remove_norms",
     "sigma_reparam",
     "spectral_norms",

@@ -27,13 +27,12 @@ from dynascope.data import (
     error_barrier,
     grand,
     instability,
-    kernel_velocity,
     label_noise_report,
     select,
-    tangent_kernel,
 )
 from dynascope.data.landscape import State
 from dynascope.data.scores import cross_entropy
+from dynascope.kernels import kernel_velocity, ntk
 from dynascope.record import Record, Series
 from dynascope.studies.harness import Claim, Paper, Runs, Study, StudyRecord
 
@@ -272,7 +271,7 @@ def kernel(config: Config, arm: Arm, seed: int, record: StudyRecord, data: Data)
     sampler = PrunedSampler(range(len(data.labels)), seed=1000 * seed + 901)
     before: dict[str, Tensor] = {}
     for epoch in train_epochs(config, state, data, sampler, range(config.num_epochs)):
-        now = {name: tangent_kernel(copy.deepcopy(state[0]), data.images[part]) for name, part in parts.items()}
+        now = {name: ntk(copy.deepcopy(state[0]).eval(), data.images[part]) for name, part in parts.items()}
         if before:
             record.add(epoch, {f"velocity/{name}": kernel_velocity(before[name], now[name]) for name in parts})
         before = now

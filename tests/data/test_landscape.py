@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dynascope.data import error_barrier, instability, kernel_velocity, linear_path, tangent_kernel
+from dynascope.data import error_barrier, instability, linear_path
 from dynascope.data.landscape import State
 
 
@@ -82,22 +82,3 @@ def test_twins_that_part_late_are_closer_than_those_that_part_early(loader: Data
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="spawn_at"):
         instability(train, start, 200, 150, loader)
-
-
-def test_kernel_of_a_linear_model_is_the_gram_matrix_and_stands_still() -> None:
-    model, inputs = nn.Linear(3, 2, bias=False), torch.randn(4, 3)
-    kernel = tangent_kernel(model, inputs)
-    # logits k of example i and l of j share weights only where k = l
-    torch.testing.assert_close(kernel, torch.kron(inputs @ inputs.T, torch.eye(2)))
-    with torch.no_grad():
-        model.weight.normal_()
-    assert kernel_velocity(kernel, tangent_kernel(model, inputs)).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_kernel_of_a_nonlinear_model_moves() -> None:
-    model, inputs = network().eval(), torch.randn(5, 2)
-    before = tangent_kernel(model, inputs)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    assert kernel_velocity(before, tangent_kernel(model, inputs)) > 0.01

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dynascope
-from dynascope.probes.curvature import top_eigenvalue
+from dynascope.kernels import top_eigenvalue
 
 
 def test_known_spectrum() -> None:

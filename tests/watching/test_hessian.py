@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynascope.probes.curvature import top_eigenvalue
+from dynascope.kernels import top_eigenvalue
 from dynascope.watching.hessian import HessianWatch, differentiable_leaves
 
 

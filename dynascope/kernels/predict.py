@@ -1,0 +1,272 @@
+"""What a constant kernel predicts of training: the network in function space, in closed form (1806.07572).
+
+With cost C = (scale / 2) Σ ‖f − y‖² and learning rate lr, the outputs on the training set obey df/dt = −c Θ (f − y) with
+c = lr · scale. `scale` is 1/n for a mean over examples, 1 for a sum, 2/n for `F.mse_loss` with one output.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dynascope.kernels.empirical import Readout, ntk_vp
+
+Times: TypeAlias = int | float | Sequence[float] | Sequence[int] | Float[Tensor, " times"]
+"""Steps of training, or units of time; inf is its end."""
+
+
+@dataclass(frozen=True)
+class KernelTraining:
+    """Training of outputs `y` under a constant kernel: predictions at any time from one eigendecomposition.
+
+    Args:
+        kernel: Θ on the training set, (n, n), shared by all outputs.
+        y: Targets (n, outputs).
+        start: The outputs before training, f₀ (default: zeros).
+        rate: c = lr · scale: what multiplies Θ in a step, or in a unit of time.
+        is_discrete: Gradient descent in steps, (I − cΘ)ᵗ, instead of its flow, exp(−cΘt).
+        ridge: Added to the kernel's diagonal, as a share of its mean.
+
+    Raises ValueError when shapes do not fit, or the rate is beyond the largest stable one.
+
+    >>> training = KernelTraining(torch.eye(2), torch.ones(2, 1), rate=1.0)
+    >>> training.at(math.inf)
+    tensor([[1.], [1.]])
+    """
+
+    kernel: Float[Tensor, "n n"]
+    y: Float[Tensor, "n outputs"]
+    start: Float[Tensor, "n outputs"] | None = None
+    rate: float = 1.0
+    is_discrete: bool = False
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise ValueError(f"rate={self.rate} must be above 0")
+        largest = float(self._eigen[0][-1])
+        if self.is_discrete and self.rate * largest >= 2:
+            told = (
+                f"rate={self.rate:g} diverges: steps are stable below {2 / largest:g} (2 over the largest eigenvalue)"
+            )
+            raise ValueError(told)
+
+    def at(self, times: Times) -> Float[Tensor, "*times n outputs"]:
+        """The outputs on the training set after that many steps (or that much time); inf is the end of training."""
+        return self.y - self._basis(self._decay(times) * self._error)
+
+    def elsewhere(
+        self,
+        cross: Float[Tensor, "m n"],
+        times: Times,
+        start: Float[Tensor, "m outputs"] | None = None,
+    ) -> Float[Tensor, "*times m outputs"]:
+        """The outputs on other inputs, from the kernel `cross` between them and the training set, and their own f₀."""
+        moved = cross @ self._basis(self._gain(times) * self._error)
+        return -moved if start is None else start - moved
+
+    def mode_errors(self, times: Times) -> Float[Tensor, "*times n outputs"]:
+        """The error f − y along each eigenvector, by ascending eigenvalue: each decays on its own."""
+        return -self._decay(times) * self._error
+
+    @property
+    def eigenvalues(self) -> Float[Tensor, " n"]:
+        """Of the kernel, ascending."""
+        return self._eigen[0]
+
+    @property
+    def eigenvectors(self) -> Float[Tensor, "n n"]:
+        """One a column."""
+        return self._eigen[1]
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        kernel = self.kernel
+        if self.ridge:
+            kernel = kernel + self.ridge * kernel.diagonal().mean() * torch.eye(len(kernel)).to(kernel)
+        values, vectors = torch.linalg.eigh(kernel)
+        return values, vectors
+
+    @cached_property
+    def _error(self) -> Tensor:
+        """y − f₀ along each eigenvector."""
+        gap = self.y if self.start is None else self.y - self.start
+        return self.eigenvectors.T @ gap
+
+    def _basis(self, along: Tensor) -> Tensor:
+        return self.eigenvectors @ along
+
+    def _decay(self, times: Times) -> Tensor:
+        return decay(self.eigenvalues, times, self.rate, is_discrete=self.is_discrete)[..., None]
+
+    def _gain(self, times: Times) -> Tensor:
+        """−(1 − decay) / eigenvalue, whose limit at an eigenvalue of 0 is that of no movement at infinite time."""
+        values = self.eigenvalues
+        is_live = values > _floor(values)
+        learnt = 1 - self._decay(times)[..., 0]
+        return -torch.where(is_live, learnt / torch.where(is_live, values, 1.0), 0.0)[..., None]
+
+
+def _floor(values: Tensor) -> Tensor:
+    """Below it an eigenvalue is rounding."""
+    return values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+
+
+def decay(
+    eigenvalues: Float[Tensor, " n"], times: Times, rate: float, *, is_discrete: bool = False
+) -> Float[Tensor, "*times n"]:
+    """What is left of the error along each eigenvector: exp(−cλt), or (1 − cλ)ᵗ in discrete steps.
+
+    Directions whose eigenvalue is zero to rounding are never learnt.
+
+    >>> decay(torch.tensor([0.0, 1.0]), math.inf, 1.0)
+    tensor([1., 0.])
+    """
+    time = torch.as_tensor(times, dtype=eigenvalues.dtype, device=eigenvalues.device)[..., None]
+    is_live = eigenvalues > _floor(eigenvalues)
+    speed = rate * torch.where(is_live, eigenvalues, 0.0)
+    if is_discrete:
+        left = (1 - speed).abs() ** time
+        is_odd = (1 - speed < 0) & torch.isfinite(time) & (time % 2 == 1)
+        left = torch.where(is_odd, -left, left)
+    else:
+        left = torch.exp(-torch.where(torch.isfinite(time), speed * time, torch.where(speed > 0, math.inf, 0.0)))
+    return torch.where(is_live, left, 1.0)
+
+
+def predict_ensemble(
+    ntk_train: Float[Tensor, "n n"],
+    nngp_train: Float[Tensor, "n n"],
+    ntk_cross: Float[Tensor, "m n"],
+    nngp_cross: Float[Tensor, "m n"],
+    nngp_test: Float[Tensor, "m m"],
+    y: Float[Tensor, "n outputs"],
+    times: Times = math.inf,
+    *,
+    rate: float = 1.0,
+    is_discrete: bool = False,
+) -> tuple[Float[Tensor, "*times m outputs"], Float[Tensor, "*times m m"]]:
+    """Mean and covariance, over initializations, of infinitely wide trained networks: a Gaussian an output.
+
+    With A = Θ_xX Θ⁻¹ (I − e^{−cΘt}): mean A y, covariance K_xx + A K_XX Aᵀ − (A K_Xx + its transpose). Training the last
+    layer alone is the same with the NNGP kernel in Θ's place. Source: 1806.07572; Lee et al., 1902.06720.
+
+    >>> mean, covariance = predict_ensemble(ntk, nngp, ntk_cross, nngp_cross, nngp_test, y)
+    """
+    identity = torch.eye(len(ntk_train)).to(ntk_train)
+    training = KernelTraining(ntk_train, identity, rate=rate, is_discrete=is_discrete)
+    operator = training.elsewhere(ntk_cross, times)
+    mean = operator @ y
+    mixed = operator @ nngp_cross.T
+    covariance = nngp_test + operator @ nngp_train @ operator.mT - mixed - mixed.mT
+    return mean, covariance
+
+
+def predict_cross_entropy(
+    kernel: Float[Tensor, "n n"],
+    labels: Float[Tensor, "n classes"],
+    times: Sequence[float],
+    *,
+    start: Float[Tensor, "n classes"] | None = None,
+    rate: float = 1.0,
+    rtol: float = 1e-6,
+) -> Float[Tensor, "times n classes"]:
+    """Logits on the training set under cross-entropy, where there is no closed form: df/dt = −c Θ (softmax f − y) solved.
+
+    `times` ascend from 0 on. Raises RuntimeError when the solver gives up.
+
+    >>> predict_cross_entropy(torch.eye(2), torch.eye(2), [0.0, 10.0])
+    """
+    from scipy.integrate import solve_ivp
+
+    shape = labels.shape
+    matrix, targets = kernel.double().cpu().numpy(), labels.double().cpu().numpy()
+
+    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
+        logits = flat.reshape(shape)
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        return np.ravel(-rate * matrix @ (chances - targets))
+
+    first = np.zeros(shape) if start is None else start.double().cpu().numpy()
+    solved = solve_ivp(velocity, (0.0, max(times)), first.ravel(), t_eval=list(times), rtol=rtol, atol=1e-9)
+    if not solved.success:
+        raise RuntimeError(f"the flow could not be solved: {solved.message}")
+    return torch.from_numpy(solved.y.T.reshape(len(times), *shape)).to(labels)
+
+
+def max_learning_rate(kernel: Float[Tensor, "n n"], scale: float) -> float:
+    """The largest stable learning rate of full-batch gradient descent on (scale / 2) Σ (f − y)²: 2 / (scale · λ_max).
+
+    >>> max_learning_rate(torch.eye(2), scale=0.5)
+    4.0
+    """
+    return 2 / (scale * float(torch.linalg.eigvalsh(kernel)[-1]))
+
+
+def mode_times(
+    kernel: Float[Tensor, "n n"], y: Float[Tensor, "n outputs"], rate: float = 1.0
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """How fast each part of the labels is learnt: half-lives ln 2 / (cλ), eigenvalues, and the labels' share in each.
+
+    By descending eigenvalue: what is learnt first stands first.
+
+    >>> half_lives, eigenvalues, shares = mode_times(torch.eye(2), torch.ones(2, 1))
+    """
+    values, vectors = torch.linalg.eigh(kernel)
+    values, vectors = values.flip(0), vectors.flip(1)
+    shares = (vectors.T @ y).square().sum(1) / y.square().sum()
+    return math.log(2) / (rate * values.clamp_min(0)), values, shares
+
+
+def kernel_regression(
+    kernel: Float[Tensor, "n n"],
+    y: Float[Tensor, "n outputs"],
+    cross: Float[Tensor, "m n"],
+    *,
+    start: Float[Tensor, "n outputs"] | None = None,
+    start_elsewhere: Float[Tensor, "m outputs"] | None = None,
+    ridge: float = 0.0,
+) -> Float[Tensor, "m outputs"]:
+    """Where lazy training ends: f₀ + Θ_xX Θ_XX⁻¹ (y − f₀); singular kernels are inverted where they can be.
+
+    >>> kernel_regression(torch.eye(2), torch.ones(2, 1), torch.eye(2))
+    tensor([[1.], [1.]])
+    """
+    return KernelTraining(kernel, y, start, ridge=ridge).elsewhere(cross, math.inf, start_elsewhere)
+
+
+def ntk_solve(
+    model: nn.Module,
+    x: Any,
+    y: Float[Tensor, "n ..."],
+    *,
+    ridge: float = 1e-6,
+    readout: Readout | None = None,
+    max_iterations: int = 1000,
+    on_fail: Literal["raise", "best"] = "raise",
+) -> Float[Tensor, "n ..."]:
+    """(Θ + ridge · I)⁻¹ y without the kernel, by conjugate gradients over kernel-vector products: for many examples.
+
+    Raises RuntimeError when it does not converge in `max_iterations`, unless `on_fail="best"`.
+
+    >>> weights = ntk_solve(model, images, targets)
+    """
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    def product(flat: np.ndarray) -> np.ndarray:
+        vector = torch.as_tensor(flat, dtype=y.dtype, device=y.device).view(y.shape)
+        image = ntk_vp(model, x, vector, readout=readout) + ridge * vector
+        return image.detach().flatten().double().cpu().numpy()
+
+    operator = LinearOperator((y.numel(), y.numel()), matvec=product, dtype=np.float64)
+    solved, status = cg(operator, y.detach().flatten().double().cpu().numpy(), maxiter=max_iterations)
+    if status and on_fail == "raise":
+        raise RuntimeError(f"conjugate gradients did not converge in {max_iterations} products; try a larger ridge")
+    return torch.as_tensor(solved, dtype=y.dtype, device=y.device).view(y.shape)
