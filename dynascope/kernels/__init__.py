@@ -11,10 +11,11 @@ from dynascope.kernels.alignment import (
 from dynascope.kernels.empirical import ntk, ntk_trace, ntk_vp
 from dynascope.kernels.lanczos import top_eigenvalue
 from dynascope.kernels.limits import limit_kernels
-from dynascope.kernels.linearize import linearize
+from dynascope.kernels.linearize import LinearizedTwin, linearize
 from dynascope.kernels.predict import (
     KernelTraining,
     kernel_regression,
+    kernel_regression_baseline,
     max_learning_rate,
     mode_times,
     ntk_solve,
@@ -24,11 +25,13 @@ from dynascope.kernels.predict import (
 
 __all__ = [
     "KernelTraining",
+    "LinearizedTwin",
     "centered",
     "effective_rank",
     "kernel_alignment",
     "kernel_distance",
     "kernel_regression",
+    "kernel_regression_baseline",
     "kernel_velocity",
     "label_power",
     "limit_kernels",

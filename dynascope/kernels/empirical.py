@@ -20,6 +20,7 @@ Output: TypeAlias = Literal["full", "trace", "diag"]
 Method: TypeAlias = Literal["auto", "jacobian", "vp"]
 Readout: TypeAlias = Callable[[Any], Tensor]
 
+_ALL = "all"
 MAX_NUMBERS = 2**27
 """Numbers that the factors of one side, or one block of the kernel, may have."""
 
@@ -71,10 +72,9 @@ def ntk(
         raise ValueError("the model has no trained parameters, so it has no tangent kernel")
     if method == "vp" and per_layer:
         raise ValueError("kernel-vector products give the whole kernel; per_layer wants method auto or jacobian")
-    kernel = _Kernel(model, chosen, readout or (lambda outputs: outputs), output, method, dtype)
-    if not per_layer:
-        return kernel.between(x1, x2, chunk)["all"]
-    return kernel.between(x1, x2, chunk, groups=[[name] for name in chosen])
+    kernel = _Kernel(model, chosen, readout or (lambda outputs: outputs), output, method, dtype, per_layer=per_layer)
+    kernels = kernel.between(x1, x2, chunk)
+    return kernels if per_layer else kernels[_ALL]
 
 
 def ntk_vp(
@@ -145,6 +145,8 @@ class _Kernel:
         output: Output,
         method: Method,
         dtype: torch.dtype | None,
+        *,
+        per_layer: bool = False,
     ) -> None:
         self.model, self.parameters, self.readout, self.output, self.method = (
             model,
@@ -153,18 +155,16 @@ class _Kernel:
             output,
             method,
         )
+        self.per_layer = per_layer
         own = next(iter(parameters.values())).dtype
         self.dtype = dtype or (own if own == torch.float64 else torch.float32)
 
     # Blocks
 
-    def between(
-        self, x1: Any, x2: Any, chunk: int | None, groups: Sequence[Sequence[str]] | None = None
-    ) -> dict[str, Tensor]:
-        """The kernel of each group of parameters, by its first name; of all together under "all"."""
+    def between(self, x1: Any, x2: Any, chunk: int | None) -> dict[str, Tensor]:
+        """The kernel of each parameter by its name, or of all together."""
         if self.method == "vp":
-            return {"all": self._by_products(x1, x1 if x2 is None else x2)}
-        named = {"all": list(self.parameters)} if groups is None else {group[0]: list(group) for group in groups}
+            return {_ALL: self._by_products(x1, x1 if x2 is None else x2)}
         is_symmetric = x2 is None
         rows, size = _count(x1), chunk or self._chunk(x1)
         columns = rows if is_symmetric else _count(x2)
@@ -173,8 +173,9 @@ class _Kernel:
         kernels: dict[str, Tensor] = {}
         for one in range(0, rows, size):
             for two in range(one if is_symmetric else 0, columns, size):
-                for key, names in named.items():
-                    block = self._block(sides[one], others[two], names)
+                side, other = sides[one], others[two]
+                for key, names in {name: [name] for name in side}.items() if self.per_layer else [(_ALL, list(side))]:
+                    block = self._block(side, other, names)
                     if key not in kernels:
                         kernels[key] = block.new_empty(rows, columns, *block.shape[2:])
                     kernels[key][one : one + size, two : two + size] = block
@@ -245,7 +246,25 @@ class _Kernel:
             )
             for name in complete
         }
+        if not self.per_layer:
+            self._fold_biases(side, {names[one] for one, count in tap.num_uses.items() if count == 1})
         return side, set(self.parameters) - complete
+
+    def _fold_biases(self, side: _Side, used_once: set[str]) -> None:
+        """A bias is a weight whose input is 1: where a layer has one position, it costs a column instead of a product."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        for module in self.model.modules():
+            weight, bias = (names.get(id(module._parameters.get(one)), "") for one in ("weight", "bias"))
+            use = side.get(weight)
+            if (
+                {weight, bias} <= used_once & side.keys()
+                and use is not None
+                and _is_dense(use)
+                and not use.is_input_first
+            ) and use.inputs.shape[1] == 1:
+                ones = use.inputs.new_full((len(use.inputs), 1, 1), float(getattr(module, "bias_scale", 1.0)))
+                side[weight] = Outer(torch.cat([use.inputs, ones], dim=2), use.gradients)
+                del side[bias]
 
     def _jacobian(self, inputs: Any, parameters: Mapping[str, nn.Parameter]) -> _Side:
         function = functional(self.model, parameters)

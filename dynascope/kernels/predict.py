@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dynascope.kernels.empirical import Readout, ntk_vp
+from dynascope.kernels.empirical import Readout, ntk, ntk_vp
+from dynascope.kernels.layerwise import called
 
 Times: TypeAlias = int | float | Sequence[float] | Sequence[int] | Float[Tensor, " times"]
 """Steps of training, or units of time; inf is its end."""
@@ -240,6 +241,33 @@ def kernel_regression(
     tensor([[1.], [1.]])
     """
     return KernelTraining(kernel, y, start, ridge=ridge).elsewhere(cross, math.inf, start_elsewhere)
+
+
+def kernel_regression_baseline(
+    model: nn.Module,
+    x: Any,
+    y: Float[Tensor, "n outputs"],
+    x_test: Any,
+    *,
+    ridge: float = 0.0,
+    readout: Readout | None = None,
+) -> Float[Tensor, "m outputs"]:
+    """What the model would say of `x_test` if it were trained to the end with its present features: the lazy plateau.
+
+    All outputs share the mean of their kernels, as they do at infinite width. Source: 2310.06110, section 3.
+
+    >>> plateau = F.mse_loss(kernel_regression_baseline(model, x, y, x_test), y_test)
+    """
+    read = readout or (lambda outputs: outputs)
+    with torch.no_grad():
+        start, elsewhere = (read(called(model, inputs)).reshape(-1, y.shape[1]) for inputs in (x, x_test))
+    kernel, cross = (
+        ntk(model, *pair, output="trace", readout=readout, dtype=torch.float64) for pair in ((x, None), (x_test, x))
+    )
+    found = kernel_regression(
+        kernel, y.double(), cross, start=start.double(), start_elsewhere=elsewhere.double(), ridge=ridge
+    )
+    return found.to(y)
 
 
 def ntk_solve(

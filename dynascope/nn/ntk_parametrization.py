@@ -105,7 +105,7 @@ def _converted(layer: nn.Module, w_std: float, b_std: float) -> nn.Module:
             **at,
         )
     new.weight.copy_(layer.weight / new.weight_scale)
-    if layer.bias is not None:
+    if layer.bias is not None and new.bias is not None:
         new.bias.copy_(layer.bias / b_std)
     return new.train(layer.training)
 

@@ -7,11 +7,13 @@ from dynascope.probes.activations import Activations, DeadUnits
 from dynascope.probes.adam import AdamHealth
 from dynascope.probes.attention import Attention
 from dynascope.probes.curvature import Curvature
+from dynascope.probes.displacement import WeightDisplacement
 from dynascope.probes.examples import Examples
 from dynascope.probes.gradients import GradientNoise, Gradients
 from dynascope.probes.memory import Memory
 from dynascope.probes.probe import Probe
 from dynascope.probes.residual import Residual
+from dynascope.probes.tangent_kernel import TangentKernel
 from dynascope.probes.updates import Updates
 from dynascope.probes.weights import Weights
 
@@ -28,6 +30,8 @@ _ALL: tuple[type[Probe], ...] = (
     Memory,
     Curvature,
     Examples,
+    WeightDisplacement,
+    TangentKernel,
 )
 
 

@@ -27,7 +27,7 @@ def _pictures(entry: dict[str, Any], folder: Path) -> list[Path]:
     study, verdict = load_study(entry["study"]), entry["verdict"]
     if verdict is None or not Path(verdict["run"]).is_dir():
         return []
-    charts = study.figures(records_of(study, Path(verdict["run"]), verdict))
+    charts = study.draw(records_of(study, Path(verdict["run"]), verdict))
     pictures = [folder / "figures" / f"{study.name}-{number}.png" for number in range(1, len(charts) + 1)]
     for picture, chart in zip(pictures, charts, strict=True):
         picture.parent.mkdir(exist_ok=True)

@@ -31,7 +31,7 @@ def report_study(folder: str | Path, output: str | Path) -> Path:
         raise ValueError(f"{folder} holds no {VERDICT}: run the study first (dynascope study NAME)")
     verdict = json.loads(path.read_text())
     study = load_study(verdict.get("origin", verdict["study"]))
-    drawn = [Section("Figures", charts)] if (charts := study.figures(records_of(study, Path(folder), verdict))) else []
+    drawn = [Section("Figures", charts)] if (charts := study.draw(records_of(study, Path(folder), verdict))) else []
     return write(
         output,
         drawn,

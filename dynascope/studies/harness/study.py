@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -85,8 +86,9 @@ class Study:
     train: Callable[[Any, Any, int, "StudyRecord"], None]
     claims: list[Claim]
     after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    figures: Callable[[Sequence[Runs]], list["Chart"]] = lambda runs: []
-    """The paper's figures drawn again from the records of every seed, for `dynascope report`."""
+    figures: Callable[[Sequence[Runs]], list["Chart"]] | str = lambda runs: []
+    """Draws the paper's figures again from the records of every seed, for `dynascope report`: a function, or the name of
+    a module that has it as `figures` and is loaded only then."""
     origin: str = ""
     """What loads this study in another process: its name in the catalogue or its file; set by `load_study`."""
 
@@ -97,6 +99,12 @@ class Study:
         ids = [claim.id for claim in self.claims]
         if len(set(ids)) < len(ids):
             raise ValueError(f"study {self.name}: two claims have the same id")
+
+    def draw(self, runs: Sequence[Runs]) -> list["Chart"]:
+        """The study's figures from the records of every seed."""
+        figures = import_module(self.figures).figures if isinstance(self.figures, str) else self.figures
+        drawn: list[Chart] = figures(runs)
+        return drawn
 
 
 class StudyRecord(RecordWriter):
