@@ -11,6 +11,7 @@ from dynascope.data.inspection import (
 )
 from dynascope.data.landscape import error_barrier, instability, linear_path
 from dynascope.data.per_example import per_example_gradient_norms
+from dynascope.data.permutations import PermutationTask
 from dynascope.data.scores import el2n, grand, l1_error, margin
 from dynascope.data.scoring import score_examples, with_ids
 from dynascope.data.selection import PrunedSampler, class_shares, select
@@ -19,6 +20,7 @@ from dynascope.data.text import python_sources, read_text
 __all__ = [
     "ForgettingTracker",
     "NoiseReport",
+    "PermutationTask",
     "PrunedSampler",
     "cartography",
     "class_shares",

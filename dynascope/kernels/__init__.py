@@ -13,6 +13,7 @@ from dynascope.kernels.lanczos import top_eigenvalue
 from dynascope.kernels.limits import limit_kernels
 from dynascope.kernels.linearize import LinearizedTwin, linearize
 from dynascope.kernels.predict import (
+    GPEnsemble,
     KernelTraining,
     kernel_regression,
     kernel_regression_baseline,
@@ -24,6 +25,7 @@ from dynascope.kernels.predict import (
 )
 
 __all__ = [
+    "GPEnsemble",
     "KernelTraining",
     "LinearizedTwin",
     "centered",

@@ -169,6 +169,30 @@ def predict_ensemble(
     return mean, covariance
 
 
+@dataclass(frozen=True)
+class GPEnsemble:
+    """An ensemble of infinitely wide trained networks: outputs drawn from their Gaussian, with no training.
+
+    >>> mean, covariance = predict_ensemble(…)
+    >>> GPEnsemble(mean, covariance).sample(100, generator).shape  # (100, inputs, outputs)
+    """
+
+    mean: Float[Tensor, "m outputs"]
+    covariance: Float[Tensor, "m m"]
+    """Of one output at the inputs; outputs are independent and share it."""
+
+    def sample(
+        self, num_networks: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "networks m outputs"]:
+        """What so many networks say. A covariance that is singular to rounding is drawn from as it is."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        root = vectors * values.clamp_min(0).sqrt()
+        shape = num_networks, *self.mean.shape
+        noise = torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        drawn: Tensor = self.mean + root @ noise
+        return drawn
+
+
 def predict_cross_entropy(
     kernel: Float[Tensor, "n n"],
     labels: Float[Tensor, "n classes"],

@@ -1,5 +1,6 @@
 """Parts: modules and reparametrizations."""
 
+from dynascope.nn.ensembles import RunningMoments, TwoLayerNet, train_ensemble
 from dynascope.nn.norms import NoNorm, remove_norms
 from dynascope.nn.ntk_parametrization import NTKConv2d, NTKLinear, ntk_parametrize
 from dynascope.nn.sigma_reparam import (
@@ -14,11 +15,14 @@ __all__ = [
     "NTKConv2d",
     "NTKLinear",
     "NoNorm",
+    "RunningMoments",
     "SigmaReparam",
+    "TwoLayerNet",
     "iterate_each_step",
     "merge_sigma_reparam",
     "ntk_parametrize",
     "remove_norms",
     "sigma_reparam",
     "spectral_norms",
+    "train_ensemble",
 ]

@@ -35,6 +35,8 @@ def _theme(ink: str, quiet: str, line: str) -> dict[str, Any]:
         "legend": text,
         "title": {"color": ink, "subtitleColor": quiet, "fontSize": 13},
         "concat": {"spacing": 12},
+        "header": {"labelColor": ink, "titleColor": quiet, "titleFontWeight": "normal"},
+        "range": {"category": list(PALETTE)},
     }
 
 
