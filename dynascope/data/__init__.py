@@ -15,6 +15,7 @@ from dynascope.data.permutations import PermutationTask
 from dynascope.data.scores import el2n, grand, l1_error, margin
 from dynascope.data.scoring import score_examples, with_ids
 from dynascope.data.selection import PrunedSampler, class_shares, select
+from dynascope.data.teachers import quadratic_teacher
 from dynascope.data.text import python_sources, read_text
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "near_duplicates",
     "per_example_gradient_norms",
     "python_sources",
+    "quadratic_teacher",
     "rank_average",
     "read_text",
     "reliability",

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from dynascope.findings.history import History
 from dynascope.record import Finding
@@ -19,6 +20,9 @@ VALIDATION = (
     "eval_loss",
     "test_loss",
 )
+
+
+KERNEL = ("kernel/distance", "kernel/alignment")
 
 
 class _Gap:
@@ -91,14 +95,19 @@ class Overfitting(_Gap):
 class DelayedGeneralization(_Gap):
     """The training set is memorised while validation is still near where it began; and later, when that changes.
 
-    Judged on losses, since accuracies jump where losses do not (2310.06110).
+    Judged on losses, since accuracies jump where losses do not (2310.06110). Where the tangent kernel was watched too
+    (probe `tangent-kernel`), a memorising run whose kernel stands still and does not turn to the labels is told as lazy.
     """
 
+    reads = (*_Gap.reads, *KERNEL)
+    # A kernel within a tenth of its start, whose alignment rose by less than a twentieth, is a lazy network's (ours).
+    near, turned = 0.1, 0.05
     # Memorised: training loss below 5 % of its start while validation keeps over half of its own, at 3 validations.
     memorised, unlearnt, looks = 0.05, 0.5, 3
 
     def __init__(self) -> None:
         super().__init__()
+        self._kernel = {name: History(10_000) for name in KERNEL}
         self._start: tuple[float, float] | None = None
         self._streak = 0
         self._since = 0
@@ -107,6 +116,9 @@ class DelayedGeneralization(_Gap):
 
     def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
         """Up to two findings a run: the gap opens, the gap closes."""
+        for name, history in self._kernel.items():
+            if name in new:
+                history.extend(new[name])
         for step, train, validation in self.pairs(new):
             if self._start is None:
                 self._start = train, validation
@@ -117,26 +129,45 @@ class DelayedGeneralization(_Gap):
             self._streak = self._streak + 1 if is_memorised else 0
             if self._streak == self.looks and self._plateau is None:
                 self._plateau = validation
-                yield self._memorised(train, validation)
+                yield self._memorised(step, train, validation)
             is_down = self._plateau is not None and validation < self.unlearnt * min(self._plateau, first_validation)
             if is_down and not self._has_generalised:
                 self._has_generalised = True
                 yield self._generalised(step, validation)
 
-    def _memorised(self, train: float, validation: float) -> Finding:
+    def _memorised(self, step: int, train: float, validation: float) -> Finding:
+        distance, alignment = (self._until(name, step) for name in KERNEL)
+        is_still = bool(distance.size) and float(distance[-1]) < self.near
+        is_lazy = is_still and not (alignment.size > 1 and alignment[-1] - alignment[0] > self.turned)
+        why = (
+            " It is still lazy: its tangent kernel has hardly moved, so no features were learnt; more data, longer "
+            "training or a smaller output scale would help."
+            if is_lazy
+            else ""
+        )
+        remedy = (
+            "from dynascope.nn import OutputScale; model = OutputScale(model, alpha=0.1)"
+            if is_lazy
+            else "optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1.0)  # or a smaller output scale"
+        )
+        evidence = {"train": train, "validation": validation, "since": self._since}
         return Finding(
             id="memorisation",
             severity="warning",
             step=self._since,
             message=(
                 f"The training set is memorised (loss {train:.2g}) while validation loss is still {validation:.4g}: "
-                "it may stay so, or fall much later (grokking)."
+                f"it may stay so, or fall much later (grokking).{why}"
             ),
-            evidence={"train": train, "validation": validation, "since": self._since},
-            remedy="optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1.0)  # or a smaller output scale",
+            evidence=evidence | ({"kernel_distance": float(distance[-1])} if distance.size else {}),
+            remedy=remedy,
             source="2310.06110; 2201.02177",
             series=self._name or "",
         )
+
+    def _until(self, name: str, step: int) -> Float[np.ndarray, " kept"]:
+        history = self._kernel[name]
+        return history.values[history.steps <= step]
 
     def _generalised(self, step: int, validation: float) -> Finding:
         return Finding(

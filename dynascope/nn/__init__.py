@@ -1,8 +1,10 @@
 """Parts: modules and reparametrizations."""
 
+from dynascope.nn.committee import QuadraticCommittee
 from dynascope.nn.ensembles import RunningMoments, TwoLayerNet, train_ensemble
 from dynascope.nn.norms import NoNorm, remove_norms
 from dynascope.nn.ntk_parametrization import NTKConv2d, NTKLinear, ntk_parametrize
+from dynascope.nn.output_scale import OutputScale, lazy_param_groups
 from dynascope.nn.sigma_reparam import (
     SigmaReparam,
     iterate_each_step,
@@ -15,10 +17,13 @@ __all__ = [
     "NTKConv2d",
     "NTKLinear",
     "NoNorm",
+    "OutputScale",
+    "QuadraticCommittee",
     "RunningMoments",
     "SigmaReparam",
     "TwoLayerNet",
     "iterate_each_step",
+    "lazy_param_groups",
     "merge_sigma_reparam",
     "ntk_parametrize",
     "remove_norms",

@@ -44,6 +44,8 @@ class Config:
     num_tests: int = 1000
     most_sampled: int = 2500
     """Networks at most drawn from the Gaussian."""
+    tolerance: float = 1e-5
+    """Means up to here round to 0: what finite precision leaves of the exact zeros at the training inputs."""
     delta_all: float = 0.05
     """Chance of failure that the ensemble for all inputs is sized for."""
 
@@ -146,8 +148,8 @@ def permute_everything(config: Config, arm: Arm, seed: int, record: StudyRecord)
     """As many networks as the bound asks for, and the vectors that their mean gets wrong."""
     num_networks = ensemble_size(arm.k, config.delta_all, "all", bound="hoeffding", kernel=arm.kernel)
     outputs, inputs, images = trained_outputs(config, arm, seed, min(num_networks, 3 * config.num_networks))
-    right = exact_match(round_ensemble(outputs.mean(0)), images)
-    alone = exact_match(round_ensemble(outputs), images).mean()
+    right = exact_match(round_ensemble(outputs.mean(0), config.tolerance), images)
+    alone = exact_match(round_ensemble(outputs, config.tolerance), images).mean()
     record.add(0, {"wrong": (1 - right).sum(), "inputs": float(len(inputs)), "accuracy/single": alone})
 
 

@@ -50,3 +50,19 @@ def test_grokking_is_told_as_a_gap_that_opens_and_closes(told: Any) -> None:
 def test_memorisation_without_end_stays_one_finding(told: Any) -> None:
     values = {"loss": 2 * np.exp(-STEPS / 30), "val/loss": np.full(50, 2.2)}
     assert [finding.id for finding in told(DelayedGeneralization, values, EVERY)] == ["memorisation"]
+
+
+@pytest.mark.parametrize(("moved", "turned", "is_lazy"), [(0.02, 0.0, True), (0.02, 0.3, False), (0.8, 0.0, False)])
+def test_a_memorising_run_is_told_as_lazy_by_its_kernel(told: Any, moved: float, turned: float, is_lazy: bool) -> None:
+    share = LOOKS / LOOKS[-1]
+    values = {
+        "loss": 2 * np.exp(-STEPS / 30),
+        "val/loss": np.full(50, 2.2),
+        "kernel/distance": moved * np.minimum(1, 10 * share),
+        "kernel/alignment": 0.1 + turned * np.minimum(1, 10 * share),
+    }
+    every = {**EVERY, "kernel/distance": 20, "kernel/alignment": 20}
+    (finding,) = told(DelayedGeneralization, values, every)
+    assert ("still lazy" in finding.message) is is_lazy
+    assert ("OutputScale" in finding.remedy) is is_lazy
+    assert finding.evidence["kernel_distance"] == pytest.approx(moved, rel=0.5)

@@ -1,0 +1,457 @@
+"""Grokking without weight decay: first lazy, later rich (arXiv 2310.06110).
+
+A committee learns a quadratic task by plain gradient descent. Its laziness α, the quadratic part ε of its first features
+and the number of examples decide whether generalization comes late, at once, or never; the test loss is an exact sum of
+three terms, and the kernel's alignment tells when features move. Dynamical mean-field theory predicts the curves. The
+same dial, an output scale with a compensated learning rate, on real digits and on modular addition.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from dynascope.data.teachers import quadratic_teacher
+from dynascope.kernels import KernelTraining, kernel_alignment, kernel_distance, kernel_regression, max_learning_rate
+from dynascope.nn import OutputScale, QuadraticCommittee, lazy_param_groups
+from dynascope.record import Record
+from dynascope.studies.harness import Claim, Paper, Runs, Study, StudyRecord, descend, log_steps
+from dynascope.theory.committee import committee_dmft, committee_ntk, committee_test_loss, summary_statistics
+
+FIRST_SEED = 10
+"""Thresholds were set on seeds below this one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and lengths."""
+
+    dim: int = 40
+    num_neurons: int = 200
+    num_steps: int = 20_000
+    mean_field_dim: int = 600
+    mean_field_samples: int = 8000
+    mean_field_steps: int = 30
+    num_digit_steps: int = 4000
+    num_modular_steps: int = 3000
+    modulus: int = 23
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 1:
+            raise ValueError("every size and number of steps must be at least 1")
+        if self.modulus < 3:
+            raise ValueError(f"modulus={self.modulus} leaves nothing to learn; take 3 or more")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The task, and the dials."""
+
+    task: Literal["committee", "mean field", "digits", "modular"] = "committee"
+    alpha: float = 1.0
+    eps: float = 0.25
+    num_examples: int = 200
+
+
+ALPHAS = (0.25, 1.0, 4.0, 16.0)
+FITTED, LEARNT = 0.05, 0.10
+"""Losses below which the training set counts as fitted and the task as learnt."""
+
+
+def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
+    """One arm."""
+    tasks: dict[str, Callable[[Config, Arm, int, StudyRecord], None]] = {
+        "committee": committee,
+        "mean field": mean_field,
+        "digits": digits,
+        "modular": modular,
+    }
+    tasks[arm.task](config, arm, FIRST_SEED + seed, record)
+
+
+def committee(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
+    """Section 3: full-batch gradient descent on the centred committee, with everything that explains it."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y, beta = quadratic_teacher(config.dim, arm.num_examples, generator=generator)
+    dials = {"alpha": arm.alpha, "eps": arm.eps}
+    model = QuadraticCommittee(
+        config.dim, config.num_neurons, alpha=arm.alpha, eps=arm.eps, center=True, generator=generator
+    )
+    start = summary_statistics(model.weight.detach().double())
+    fresh = quadratic_teacher(config.dim, 500, generator=generator, beta=beta)
+
+    def kernel(weight: Tensor, other: Tensor = x) -> Tensor:
+        statistics = summary_statistics(weight.double())
+        return committee_ntk(statistics, other.double(), x.double(), **dials, num_neurons=config.num_neurons)
+
+    first = kernel(model.weight.detach())
+    lr, largest = model.lr, max_learning_rate(first, scale=2 / len(x))
+    if lr >= largest:
+        raise ValueError(f"lr {lr:g} is beyond the stable {largest:g}: take a smaller alpha*eps or more examples")
+    # The lazy plateau, and the curve of the linearized model on the way to it; ranks below len(x) make Θ singular.
+    target, cross = y[:, None].double(), kernel(model.weight.detach(), fresh[0])
+    plateau = kernel_regression(first, target, cross, ridge=1e-9)
+    linear = KernelTraining(first, target, rate=2 * lr / len(x), is_discrete=True, ridge=1e-9)
+    record.add(0, {"lazy/plateau": (plateau[:, 0] - fresh[1]).square().mean()})
+
+    def look(step: int, residual: Tensor) -> None:
+        now = kernel(model.weight)
+        parts = committee_test_loss(summary_statistics(model.weight.double()).since(start), beta.double(), **dials)
+        record.add(
+            step,
+            {
+                "train/loss": residual.square().mean(),
+                "test/loss": parts.total,
+                "test/scale": parts.scale,
+                "test/misalignment": parts.misalignment,
+                "test/linear": parts.linear,
+                "test/linearized": (linear.elsewhere(cross, step)[:, 0] - fresh[1]).square().mean(),
+                "kernel/alignment": kernel_alignment(now, target),
+                "kernel/distance": kernel_distance(now, first),
+            },
+        )
+
+    looks = frozenset(log_steps(config.num_steps, per_decade=25))
+    with torch.no_grad():
+        for step in range(config.num_steps + 1):
+            residual = model(x) - y
+            if step in looks:
+                look(step, residual)
+            model.descend(x, residual, lr)
+
+
+def mean_field(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
+    """Appendix: three neurons in many dimensions, beside the theory of infinitely many."""
+    eta0, delta, neurons, steps = 0.05, 5.0, 3, config.mean_field_steps
+    dials = {"alpha": arm.alpha, "eps": arm.eps}
+    theory = committee_dmft(
+        neurons, delta, **dials, eta0=eta0, num_steps=steps, num_samples=config.mean_field_samples, seed=seed
+    )
+    curves = []
+    for repetition in range(4):
+        generator = torch.Generator().manual_seed(4 * seed + repetition)
+        x, y, beta = quadratic_teacher(config.mean_field_dim, int(delta * config.mean_field_dim), generator=generator)
+        model = QuadraticCommittee(config.mean_field_dim, neurons, alpha=arm.alpha, eps=arm.eps, generator=generator)
+        curve = []
+        for _ in range(steps):
+            with torch.no_grad():
+                residual = model(x) - y
+                curve.append(committee_test_loss(summary_statistics(model.weight), beta, **dials).total)
+            model.descend(x, residual, eta0 * config.mean_field_dim * model.lr)
+        curves.append(torch.stack(curve))
+    for step, (predicted, simulated) in enumerate(zip(theory.test, torch.stack(curves).mean(0), strict=True)):
+        record.add(step, {"mean_field/test": predicted, "simulated/test": simulated})
+
+
+def digits(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
+    """Section 5: a bias-free ReLU network on 200 real digits, with large first weights, under AdamW."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(images))
+    x = torch.from_numpy(images[order] / 16).float()
+    y = F.one_hot(torch.from_numpy(labels[order]).long(), 10).float()
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Linear(64, 200, bias=False),
+        nn.ReLU(),
+        nn.Linear(200, 200, bias=False),
+        nn.ReLU(),
+        nn.Linear(200, 10, bias=False),
+    )
+    scaled_up(model, 3.0)
+    delayed(model, arm, (x[:200], y[:200]), (x[200:], y[200:]), config.num_digit_steps, record, weight_decay=0.01)
+
+
+def modular(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
+    """Section 5: addition modulo p from seven tenths of the table, by two embeddings and a quadratic layer."""
+    p = config.modulus
+    pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))
+    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))]
+    x = torch.cat([F.one_hot(pairs[:, 0], p), F.one_hot(pairs[:, 1], p)], dim=1).float()
+    y = F.one_hot(pairs.sum(1) % p, p).float()
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2 * p, 256, bias=False), Square(), nn.Linear(256, p, bias=False))
+    parts = int(0.7 * len(x))
+    delayed(
+        model, arm, (x[:parts], y[:parts]), (x[parts:], y[parts:]), config.num_modular_steps, record, weight_decay=0.0
+    )
+
+
+class Square(nn.Module):
+    """x²."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
+@torch.no_grad()
+def scaled_up(model: nn.Module, factor: float) -> None:
+    """Multiply every weight, which makes a network lazier too."""
+    for parameter in model.parameters():
+        parameter.mul_(factor)
+
+
+def delayed(
+    model: nn.Module,
+    arm: Arm,
+    train_set: tuple[Tensor, Tensor],
+    test_set: tuple[Tensor, Tensor],
+    num_steps: int,
+    record: StudyRecord,
+    *,
+    weight_decay: float,
+) -> None:
+    """Train with the output scaled and centred, and record both losses over that of saying nothing."""
+    scaled = OutputScale(model, arm.alpha, center=True)
+    optimizer = torch.optim.AdamW(lazy_param_groups(scaled.module, 1e-3, arm.alpha, "adam"), weight_decay=weight_decay)
+
+    @torch.no_grad()
+    def look(step: int) -> None:
+        losses = {
+            name: F.mse_loss(scaled(x), y) / y.var() for name, (x, y) in (("train", train_set), ("test", test_set))
+        }
+        record.add(step, {f"{name}/loss": value for name, value in losses.items()})
+
+    descend(
+        optimizer,
+        lambda: F.mse_loss(scaled(train_set[0]), train_set[1]),
+        num_steps,
+        looks=log_steps(num_steps, per_decade=20),
+        look=look,
+    )
+
+
+# What the claims measure
+
+
+def first_below(record: Record, name: str, level: float) -> float:
+    """The first step with a loss below a level; the last step where it never gets there."""
+    loss = record[name]
+    below = np.flatnonzero(loss.values < level)
+    return float(loss.step[below[0]] if below.size else loss.step[-1])
+
+
+def times(record: Record) -> tuple[float, float]:
+    """Steps until the training set is fitted, and until the task is learnt."""
+    return first_below(record, "train/loss", FITTED), first_below(record, "test/loss", LEARNT)
+
+
+def gap(record: Record) -> float:
+    """Steps between the two."""
+    fitted, learnt = times(record)
+    return learnt - fitted
+
+
+def delay(record: Record) -> float:
+    """Their ratio."""
+    fitted, learnt = times(record)
+    return learnt / max(fitted, 1.0)
+
+
+def at(alpha: float) -> str:
+    """The name of an arm that differs in its α."""
+    return f"alpha-{alpha:g}"
+
+
+def growth_of_alignment(record: Record) -> float:
+    """log of the kernel's alignment with the labels at the end over that at the start."""
+    alignment = record["kernel/alignment"].values
+    return float(np.log(alignment[-1] / alignment[0]))
+
+
+def least_drop_in_growth(runs: Runs) -> float:
+    """By how much alignment grows less at each α than at the one below it, the smallest of three."""
+    growth = [growth_of_alignment(runs[at(alpha)]) for alpha in ALPHAS]
+    return float(np.min(-np.diff(growth)))
+
+
+def mean_field_error(runs: Runs) -> float:
+    """Largest relative difference of the theory's test loss from the simulated one after the first step."""
+    record = runs["mean-field"]
+    predicted, simulated = (record[name].values[1:] for name in ("mean_field/test", "simulated/test"))
+    return float(np.max(np.abs(predicted / simulated - 1)))
+
+
+study = Study(
+    name="grokking-lazy-rich",
+    paper=Paper("2310.06110", "Grokking as the Transition from Lazy to Rich Training Dynamics", 2023),
+    arms={
+        **{at(alpha): Arm(alpha=alpha) for alpha in ALPHAS},
+        "few-examples": Arm(num_examples=60),
+        "many-examples": Arm(num_examples=800),
+        "eps-0.05": Arm(eps=0.05),
+        "eps-1": Arm(eps=1.0),
+        # The same α·ε as alpha-1.
+        "eps-0.05-alpha-5": Arm(alpha=5.0, eps=0.05),
+        "eps-1-alpha-0.25": Arm(alpha=0.25, eps=1.0),
+        "mean-field": Arm("mean field", eps=0.5),
+        **{f"digits-{at(alpha)}": Arm("digits", alpha=alpha) for alpha in (0.1, 2.0)},
+        **{f"modular-{at(alpha)}": Arm("modular", alpha=alpha) for alpha in (0.3, 10.0)},
+    },
+    presets={
+        "smoke": Config(
+            num_steps=20,
+            num_neurons=20,
+            mean_field_dim=20,
+            mean_field_samples=50,
+            mean_field_steps=3,
+            num_digit_steps=3,
+            num_modular_steps=3,
+            modulus=5,
+        ),
+        "small": Config(),
+        "paper": Config(
+            dim=100, num_neurons=500, num_steps=100_000, num_digit_steps=250_000, num_modular_steps=100_000, modulus=113
+        ),
+    },
+    train=train,
+    figures="dynascope.studies.figures.grokking_lazy_rich",
+    claims=[
+        Claim(
+            id="C1-gap",
+            statement="A lazier network generalizes later after it has fitted the training set.",
+            source="Section 3.1, Figure 2",
+            paper_value=None,
+            quantity="gap in steps at alpha 1 over that at alpha 0.25",
+            measure=lambda runs: gap(runs[at(1.0)]) / max(gap(runs[at(0.25)]), 1.0),
+            op=">=",
+            threshold=3.0,
+        ),
+        Claim(
+            id="C1-lazy",
+            statement="The laziest network ends where regression with its first kernel does.",
+            source="Section 3.1, Figure 2",
+            paper_value=None,
+            quantity="|final test loss at alpha 16 over the kernel's - 1|",
+            measure=lambda runs: abs(
+                float(runs[at(16.0)]["test/loss"][-1]) / float(runs[at(16.0)]["lazy/plateau"][0]) - 1
+            ),
+            op="<=",
+            threshold=0.4,
+        ),
+        Claim(
+            id="C2-many",
+            statement="With many examples there is no delay.",
+            source="Section 3.2",
+            paper_value=None,
+            quantity="steps until learnt over steps until fitted, 800 examples",
+            measure=lambda runs: delay(runs["many-examples"]),
+            op="<",
+            threshold=1.5,
+        ),
+        Claim(
+            id="C2-middle",
+            statement="Between what features and what a kernel need, generalization is delayed.",
+            source="Section 3.2",
+            paper_value=None,
+            quantity="steps until learnt over steps until fitted, 200 examples",
+            measure=lambda runs: delay(runs[at(1.0)]),
+            op=">",
+            threshold=3.0,
+        ),
+        Claim(
+            id="C2-few",
+            statement="With few examples it never comes.",
+            source="Section 3.2",
+            paper_value=None,
+            quantity="lowest test loss, 60 examples",
+            measure=lambda runs: float(runs["few-examples"]["test/loss"].min()),
+            op=">",
+            threshold=0.5,
+        ),
+        Claim(
+            id="C3-linear",
+            statement="While the training set is fitted, power goes into linear functions.",
+            source="Section 3.3, Figure 3",
+            paper_value=None,
+            quantity="rise of the linear part of the test loss",
+            measure=lambda runs: float(runs[at(1.0)]["test/linear"].max() - runs[at(1.0)]["test/linear"][0]),
+            op=">",
+            threshold=0.05,
+        ),
+        Claim(
+            id="C3-align",
+            statement="Later the weights align with the teacher.",
+            source="Section 3.3, Figure 3",
+            paper_value=None,
+            quantity="misalignment at the end over that at the start",
+            measure=lambda runs: float(runs[at(1.0)]["test/misalignment"][-1] / runs[at(1.0)]["test/misalignment"][0]),
+            op="<",
+            threshold=0.3,
+        ),
+        Claim(
+            id="C4",
+            statement="The lazier, the less the kernel aligns with the labels during training.",
+            source="Section 3.4, Figure 4",
+            paper_value=None,
+            quantity="least drop of log growth of alignment from one alpha to the next",
+            measure=least_drop_in_growth,
+            op=">",
+            threshold=0.0,
+        ),
+        Claim(
+            id="C5-end",
+            statement="Worse first features give the better end, when features must be learnt.",
+            source="Section 3.2, Figure 3",
+            paper_value=None,
+            quantity="final test loss at eps 0.05 over that at eps 1",
+            measure=lambda runs: float(runs["eps-0.05"]["test/loss"][-1] / runs["eps-1"]["test/loss"][-1]),
+            op="<",
+            threshold=0.5,
+        ),
+        Claim(
+            id="C5-delay",
+            statement="Worse first features mean a longer delay, at one alpha.",
+            source="Section 3.2, Figure 3",
+            paper_value=None,
+            quantity="delay at eps 0.05 over that at eps 0.25",
+            measure=lambda runs: delay(runs["eps-0.05"]) / delay(runs[at(1.0)]),
+            op=">",
+            threshold=1.0,
+        ),
+        Claim(
+            id="C5-delay-fixed",
+            statement="Worse first features mean a longer delay, at one alpha times eps.",
+            source="Section 3.2, Figure 3",
+            paper_value=None,
+            quantity="delay at eps 0.05 over that at eps 1",
+            measure=lambda runs: delay(runs["eps-0.05-alpha-5"]) / delay(runs["eps-1-alpha-0.25"]),
+            op=">",
+            threshold=1.0,
+        ),
+        Claim(
+            id="C6",
+            statement="Mean-field theory gives the test loss of a committee in 600 dimensions.",
+            source="Appendix (dynamical mean-field theory)",
+            paper_value=None,
+            quantity="largest relative error over steps",
+            measure=mean_field_error,
+            op="<",
+            threshold=0.02,
+        ),
+        Claim(
+            id="C7-digits",
+            statement="On real digits a larger output scale delays generalization.",
+            source="Section 5, Figure 5",
+            paper_value=None,
+            quantity="gap in steps at alpha 2 less that at alpha 0.1",
+            measure=lambda runs: gap(runs[f"digits-{at(2.0)}"]) - gap(runs[f"digits-{at(0.1)}"]),
+            op=">",
+            threshold=0.0,
+        ),
+        Claim(
+            id="C7-modular",
+            statement="So it does on modular addition.",
+            source="Section 5, Figure 5",
+            paper_value=None,
+            quantity="gap in steps at alpha 10 less that at alpha 0.3",
+            measure=lambda runs: gap(runs[f"modular-{at(10.0)}"]) - gap(runs[f"modular-{at(0.3)}"]),
+            op=">",
+            threshold=0.0,
+        ),
+    ],
+)
