@@ -28,7 +28,7 @@ KERNEL = ("kernel/distance", "kernel/alignment")
 class _Gap:
     """Validation losses with the training loss of their time beside them."""
 
-    reads = (TRAIN, *VALIDATION)
+    reads: tuple[str, ...] = (TRAIN, *VALIDATION)
     window = 20
 
     def __init__(self) -> None:
