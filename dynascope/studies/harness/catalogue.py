@@ -14,7 +14,14 @@ from typing import Any
 
 from dynascope.studies.harness.study import Study
 
-STUDIES = ("data-diet", "exact-permutations", "grokking-lazy-rich", "neural-tangent-kernel", "sigma-reparam")
+STUDIES = (
+    "data-diet",
+    "exact-permutations",
+    "grokking-lazy-rich",
+    "mesa-optimization",
+    "neural-tangent-kernel",
+    "sigma-reparam",
+)
 
 
 def load_study(name: str) -> Study:
