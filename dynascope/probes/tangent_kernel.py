@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dynascope.kernels import KernelTraining, effective_rank, kernel_alignment, kernel_distance, kernel_velocity, ntk
 from dynascope.kernels.layerwise import called
@@ -50,12 +51,17 @@ class _OnFixedExamples(Probe):
         self.inputs, self.targets, self.readout, self.num_examples = inputs, targets, readout, num_examples
 
     def examples(self, view: ModelView) -> Any:
-        """The inputs given, or else the first rows of the first batch that was seen."""
+        """The inputs given, or else the first rows of the first batch that was seen.
+
+        Keyword arguments that have no row an example (a Trainer's `num_items_in_batch`, switches) are left out.
+        """
         if self.inputs is None:
-            rows: Any = dict(view.kwargs) if view.kwargs and not view.args else view.args
-            self.inputs = torch.utils._pytree.tree_map(
-                lambda leaf: leaf[: self.num_examples].clone() if isinstance(leaf, Tensor) and leaf.ndim else leaf, rows
-            )
+            rows: Any = view.args
+            if view.kwargs and not view.args:
+                rows = {name: value for name, value in view.kwargs.items() if isinstance(value, Tensor) and value.ndim}
+            if not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in tree_leaves(rows)):
+                raise ValueError("the model is called with more than tensors of examples; give the probe its inputs")
+            self.inputs = tree_map(lambda leaf: leaf[: self.num_examples].clone(), rows)
         return self.inputs
 
     def outputs(self, view: ModelView) -> Tensor:

@@ -92,7 +92,7 @@ def test_a_language_model_has_a_kernel_without_being_told_how(tmp_path: Path) ->
         for _ in range(2):
             tokens = torch.randint(11, (3, 8))
             optimizer.zero_grad()
-            model(input_ids=tokens, labels=tokens).loss.backward()
+            model(input_ids=tokens, labels=tokens, num_items_in_batch=torch.tensor(21), use_cache=False).loss.backward()
             optimizer.step()
     record = dynascope.open(tmp_path / "run")
     assert not [event.message for event in record.events if event.kind == "probe-off"]
@@ -103,6 +103,11 @@ def test_outputs_that_are_none_are_told() -> None:
     assert last_logit(torch.arange(24.0).view(2, 3, 4)).tolist() == [[11.0], [23.0]]
     with pytest.raises(ValueError, match="give the probe a readout"):
         last_logit({"loss": 1})
+
+
+def test_arguments_that_are_no_examples_are_told() -> None:
+    with pytest.raises(ValueError, match="give the probe its inputs"):
+        TangentKernel().examples(ModelView(0, nn.Linear(1, 1), (torch.ones(2, 1), 0.5), {}, 0.1))
 
 
 def test_displacement_by_hand() -> None:
