@@ -231,6 +231,7 @@ class Study:
 
 def study(options: Study) -> int:
     """Run a study and print its verdict."""
+    _load_beside(options.name)
     from rich.console import Console
 
     from dynascope.studies import load_study, parse_overrides, print_verdict, run_study, verdict_as_json
@@ -249,6 +250,17 @@ def study(options: Study) -> int:
     else:
         print_verdict(verdict, Console())
     return verdict.exit_status(strict=options.strict)
+
+
+def _load_beside(study: str) -> None:
+    """Let the server that workers will be forked from load torch and the study while this process does the same."""
+    from multiprocessing import forkserver, get_all_start_methods
+
+    if "forkserver" in get_all_start_methods():
+        module = "harness" if study.endswith(".py") else study.replace("-", "_")
+        # Optimizers load torch._dynamo at their first step; the server does it once for all workers.
+        forkserver.set_forkserver_preload([f"dynascope.studies.{module}", "torch._dynamo"])
+        forkserver.ensure_running()
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {

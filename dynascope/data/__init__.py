@@ -12,7 +12,7 @@ from dynascope.data.inspection import (
 from dynascope.data.landscape import error_barrier, instability, linear_path
 from dynascope.data.per_example import per_example_gradient_norms
 from dynascope.data.permutations import PermutationTask
-from dynascope.data.scores import el2n, grand, l1_error, margin
+from dynascope.data.scores import el2n, grand, l1_error, margin, unclog
 from dynascope.data.scoring import score_examples, with_ids
 from dynascope.data.selection import PrunedSampler, class_shares, select
 from dynascope.data.teachers import quadratic_teacher
@@ -44,5 +44,6 @@ __all__ = [
     "score_examples",
     "select",
     "stacked_visits",
+    "unclog",
     "with_ids",
 ]

@@ -3,14 +3,19 @@
 Source: arXiv 2107.07075, Section 2 (GraNd and EL2N).
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import grad, jvp
 
+from dynascope.data.evaluation import evaluating
 from dynascope.data.per_example import LossFunction, Method, per_example_gradient_norms
+from dynascope.kernels.layerwise import functional
 
 
 def el2n(logits: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> Float[Tensor, " examples"]:
@@ -58,13 +63,39 @@ def grand(
 
     >>> grand(model, partial(F.cross_entropy, reduction="none"), (images, labels))
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         return per_example_gradient_norms(model, loss_fn, *batch, method=method)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+
+
+def unclog(model: nn.Module, inputs: Any, reference: Any, *, method: Method = "ghost") -> Float[Tensor, " examples"]:
+    """‖∇ Σ_k f_k(x) − its mean over reference examples‖₂: how unlike the others an example pulls at the logits.
+
+    `inputs` and `reference` are what the model is called with, examples along the first axis; take as many reference
+    examples of each class. No labels are needed. The model is looked at in evaluation mode and left as it was.
+
+    No gradient of a single example is formed: ‖g − ḡ‖² = ‖g‖² − 2⟨g, ḡ⟩ + ‖ḡ‖² takes the norms of `per_example.py`,
+    one backward pass for ḡ and one forward-mode pass along it. Source: the authors' code beside 2107.07075.
+
+    >>> unclog(model, images, images[balanced])
+    """
+
+    def summed(output: Any, _: Any) -> Tensor:
+        logits: Tensor = getattr(output, "logits", output)
+        return logits.sum(-1)
+
+    parameters = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
+    function = functional(model, dict(model.named_parameters()))
+
+    def pull(values: Mapping[str, Tensor], of: Any) -> Tensor:
+        return summed(function(values, of), None)
+
+    with evaluating(model):
+        norms = per_example_gradient_norms(model, summed, inputs, inputs, method=method)
+        mean = grad(lambda values: pull(values, reference).mean())(parameters)
+        along = jvp(lambda values: pull(values, inputs), (parameters,), (mean,))[1]
+    square = norms.square() - 2 * along + torch.stack([one.square().sum() for one in mean.values()]).sum()
+    distance: Tensor = square.clamp_min(0).sqrt()
+    return distance
 
 
 cross_entropy: LossFunction = partial(F.cross_entropy, reduction="none")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from dynascope.data.evaluation import evaluating
 from dynascope.data.per_example import LossFunction
 from dynascope.data.scores import cross_entropy, el2n, grand, l1_error, margin
 from dynascope.kernels.layerwise import called
@@ -114,11 +115,9 @@ def _scores_of(
 ) -> dict[str, np.ndarray]:
     """Scores by name, and ids, in the order of the loader; only scores are kept, never all logits."""
     kept: dict[str, list[Tensor]] = {name: [] for name in (*names, EXAMPLE_ID)}
-    modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     seen = 0
-    model.eval()
-    try:
+    with evaluating(model):
         for inputs, labels, ids in moved_batches(loader, device):
             if ids is None and not isinstance(loader.sampler, SequentialSampler):
                 raise ValueError(
@@ -137,9 +136,6 @@ def _scores_of(
                 torch.arange(seen, seen + len(labels)) if ids is None else torch.as_tensor(ids).cpu()
             )
             seen += len(labels)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     gathered = {name: torch.cat(values).numpy() for name, values in kept.items()}
     if len(np.unique(gathered[EXAMPLE_ID])) < seen:
         raise ValueError("the loader gave an example twice; scoring wants each once")

@@ -7,6 +7,7 @@ the easiest and the hardest tenth of the examples. CIFAR-10 and ResNet-18 are th
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -301,6 +302,11 @@ def gain(runs: Runs, arm: str, over: str) -> float:
     return accuracy(runs, arm) - accuracy(runs, over)
 
 
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation; NaN where one of the two is constant and has no ranks."""
+    return math.nan if np.ptp(one) == 0 or np.ptp(other) == 0 else float(stats.spearmanr(one, other).statistic)
+
+
 def epochs_of(runs: Runs) -> list[int]:
     """The epochs at which scores were taken."""
     return [int(step) for step in runs["score-conv"]["el2n"].step.values]
@@ -310,14 +316,14 @@ def agreement(runs: Runs, early: int, with_name: str = "el2n") -> float:
     """Spearman correlation between early EL2N and EL2N (or forgetting) at the end; `early` counts the scored epochs."""
     record, epochs = runs["score-conv"], epochs_of(runs)
     final = mean_scores(record, with_name, epochs[-1])
-    return float(stats.spearmanr(mean_scores(record, "el2n", epochs[early]), final).statistic)
+    return spearman(mean_scores(record, "el2n", epochs[early]), final)
 
 
 def transfer(runs: Runs) -> float:
     """Spearman correlation between the convolutional nets' and the MLPs' early EL2N."""
     epoch = epochs_of(runs)[-2]
     scores = [mean_scores(runs[arm], "el2n", epoch) for arm in ("score-conv", "score-mlp")]
-    return float(stats.spearmanr(*scores).statistic)
+    return spearman(*scores)
 
 
 def noise_auroc(runs: Runs) -> float | None:
@@ -347,7 +353,7 @@ def velocity_ratio(runs: Runs) -> float:
 def norm_correlation(runs: Runs) -> float:
     """Spearman correlation between GraNd at initialisation and the norm of the input."""
     record = runs["score-conv"]
-    return float(stats.spearmanr(mean_scores(record, "grand", 0), record["input_norm"].values[0]).statistic)
+    return spearman(mean_scores(record, "grand", 0), record["input_norm"].values[0])
 
 
 def beats_random(identity: str, arm: str, over: str, told: str) -> Claim:
@@ -389,6 +395,7 @@ study = Study(
         ),
     },
     train=train,
+    figures="dynascope.studies.figures.data_diet",
     after={
         name: (arm.scores_of,)
         for name, arm in ARMS.items()

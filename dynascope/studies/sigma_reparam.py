@@ -289,9 +289,15 @@ def num_trainable(runs: Runs, name: str) -> int:
     return sum(loss <= 1.1 * min(losses) and math.isfinite(loss) for loss in losses)
 
 
+def query_key_growth(record: Record) -> np.ndarray:
+    """(layer, map): spectral norms at the end over those at the start."""
+    grown: np.ndarray = record["growth/qk"].values[-1]
+    return grown
+
+
 def growth_difference(runs: Runs) -> float:
     """Mean log growth of the query and key maps' spectral norms, σReparam less pre-LN, at the lowest learning rate."""
-    sigma, baseline = (runs[at(name, 1.0)]["growth/qk"].values[-1] for name in ("sigma", "pre-ln"))
+    sigma, baseline = (query_key_growth(runs[at(name, 1.0)]) for name in ("sigma", "pre-ln"))
     return float(np.log(sigma).mean() - np.log(baseline).mean())
 
 
@@ -337,6 +343,7 @@ study = Study(
         ),
     },
     train=train,
+    figures="dynascope.studies.figures.sigma_reparam",
     claims=[
         Claim(
             id="C1",

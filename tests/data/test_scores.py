@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dynascope.data import el2n, grand, l1_error, margin
+from dynascope.data import el2n, grand, l1_error, margin, unclog
 from dynascope.data.scores import cross_entropy
 
 
@@ -56,3 +56,26 @@ def test_half_precision_logits_are_scored_in_single() -> None:
     logits, labels = torch.randn(6, 3).bfloat16(), torch.randint(3, (6,))
     expected = (F.softmax(logits.float(), -1) - F.one_hot(labels, 3)).norm(dim=1)
     assert torch.equal(el2n(logits, labels), expected)
+
+
+def test_unclog_of_a_linear_model_is_the_distance_from_the_mean_input() -> None:
+    # ∇ Σ_k w_k·x = (x, …, x) over the rows, and 1 for each bias, which every example shares.
+    model = nn.Linear(3, 4).double()
+    inputs, reference = torch.randn(5, 3).double(), torch.randn(8, 3).double()
+    expected = math.sqrt(4) * (inputs - reference.mean(0)).norm(dim=1)
+    torch.testing.assert_close(unclog(model, inputs, reference), expected)
+
+
+def test_unclog_is_that_of_explicit_gradients() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Dropout(), nn.Linear(12, 4)).double()
+    inputs, reference = torch.randn(5, 1, 4, 4).double(), torch.randn(6, 1, 4, 4).double()
+
+    def pull(one: torch.Tensor) -> torch.Tensor:
+        gradients = torch.autograd.grad(model(one[None]).sum(), model.parameters())
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    scores = unclog(model, inputs, reference)
+    assert model.training
+    model.eval()
+    mean = torch.stack([pull(one) for one in reference]).mean(0)
+    torch.testing.assert_close(scores, torch.stack([(pull(one) - mean).norm() for one in inputs]))

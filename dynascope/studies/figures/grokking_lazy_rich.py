@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import altair as alt
 
 from dynascope.report import Chart, draw
+from dynascope.studies.figures.curves import curves
 from dynascope.studies.grokking_lazy_rich import ALPHAS, at
 from dynascope.studies.harness import Runs
 
@@ -18,18 +19,6 @@ def figures(runs: Sequence[Runs]) -> list[Chart]:
     return [laziness(runs), parts(runs), examples(runs), theory(runs), real(runs)]
 
 
-def _curves(runs: Sequence[Runs], arm: str, names: dict[str, str], **told: str) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    for seed, records in enumerate(runs):
-        for name, shown in names.items():
-            series = records[arm][name]
-            rows += [
-                {"step": int(step), "value": float(value), "what": shown, "seed": seed, **told}
-                for step, value in zip(series.step.values, series.values, strict=True)
-            ]
-    return rows
-
-
 def laziness(runs: Sequence[Runs]) -> Chart:
     """Figure 2, with the kernel under it."""
     names = {
@@ -38,7 +27,7 @@ def laziness(runs: Sequence[Runs]) -> Chart:
         "test/linearized": "test, linearized",
         "kernel/alignment": "kernel alignment",
     }
-    rows = [row for alpha in ALPHAS for row in _curves(runs, at(alpha), names, alpha=f"α = {alpha:g}")]
+    rows = [row for alpha in ALPHAS for row in curves(runs, at(alpha), names, alpha=f"α = {alpha:g}")]
     base = alt.Chart(width=150, height=150).mark_line(strokeWidth=1.3)
     colour = alt.Color("what:N", title=None, sort=list(names.values()), legend=alt.Legend(orient="top"))
     column = alt.Column("alpha:N", title=None, sort=[f"α = {alpha:g}" for alpha in ALPHAS])
@@ -64,7 +53,7 @@ def parts(runs: Sequence[Runs]) -> Chart:
         "test/misalignment": "misalignment",
         "test/scale": "scale",
     }
-    rows = _curves(runs[:1], at(1.0), names)
+    rows = curves(runs[:1], at(1.0), names)
     chart = (
         alt.Chart(width=420, height=230)
         .mark_line()
@@ -82,7 +71,7 @@ def examples(runs: Sequence[Runs]) -> Chart:
     """Numbers of examples side by side."""
     arms = {"few-examples": "60 examples", at(1.0): "200 examples", "many-examples": "800 examples"}
     names = {"train/loss": "training", "test/loss": "test"}
-    rows = [row for arm, shown in arms.items() for row in _curves(runs, arm, names, examples=shown)]
+    rows = [row for arm, shown in arms.items() for row in curves(runs, arm, names, examples=shown)]
     chart = (
         alt.Chart(width=170, height=170)
         .mark_line(strokeWidth=1.3)
@@ -99,7 +88,7 @@ def examples(runs: Sequence[Runs]) -> Chart:
 
 def theory(runs: Sequence[Runs]) -> Chart:
     """Mean-field theory against simulation."""
-    rows = _curves(runs, "mean-field", {"mean_field/test": "mean-field theory", "simulated/test": "600 dimensions"})
+    rows = curves(runs, "mean-field", {"mean_field/test": "mean-field theory", "simulated/test": "600 dimensions"})
     chart = (
         alt.Chart(width=420, height=220)
         .mark_line()
@@ -123,7 +112,7 @@ def real(runs: Sequence[Runs]) -> Chart:
         f"modular-{at(0.3)}": "addition, α = 0.3",
         f"modular-{at(10.0)}": "addition, α = 10",
     }
-    rows = [row for arm, shown in arms.items() for row in _curves(runs, arm, names, task=shown)]
+    rows = [row for arm, shown in arms.items() for row in curves(runs, arm, names, task=shown)]
     chart = (
         alt.Chart(width=150, height=150)
         .mark_line(strokeWidth=1.3)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from dynascope.studies.harness.study import Claim, Runs, Study
 
@@ -78,12 +77,16 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
 
 
 def _student(samples: list[float]) -> tuple[float, float]:
+    from scipy import stats
+
     mean, error = np.mean(samples), stats.sem(samples)
     reach = error * stats.t.ppf(0.975, len(samples) - 1) if error > 0 else 0.0
     return float(mean - reach), float(mean + reach)
 
 
 def _wilson(samples: list[float]) -> tuple[float, float]:
+    from scipy import stats
+
     interval = stats.binomtest(int(np.count_nonzero(samples)), len(samples)).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
