@@ -8,6 +8,7 @@ from dynascope.kernels.alignment import (
     kernel_velocity,
     label_power,
 )
+from dynascope.kernels.distributed import ntk_rows
 from dynascope.kernels.empirical import ntk, ntk_trace, ntk_vp
 from dynascope.kernels.lanczos import top_eigenvalue
 from dynascope.kernels.limits import limit_kernels
@@ -41,6 +42,7 @@ __all__ = [
     "max_learning_rate",
     "mode_times",
     "ntk",
+    "ntk_rows",
     "ntk_solve",
     "ntk_trace",
     "ntk_vp",
