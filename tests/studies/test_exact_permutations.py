@@ -8,7 +8,7 @@ from fabricated import assert_tells_apart, worlds_of
 
 from dynascope.record import open_record
 from dynascope.studies import Runs, StudyRecord, load_study, run_study
-from dynascope.studies.exact_permutations import CLOSED_K, PAPERS_SIZES, SAMPLED_K, Config
+from dynascope.studies.exact_permutations.method import CLOSED_K, PAPERS_SIZES, SAMPLED_K, Config
 from dynascope.studies.harness.report import report_study
 from dynascope.theory.permutations import ensemble_size, permutation_predictor
 

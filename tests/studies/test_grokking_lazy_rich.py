@@ -7,7 +7,8 @@ import pytest
 from fabricated import assert_tells_apart, fabricate, worlds_of
 
 from dynascope.studies import Runs, load_study, run_study
-from dynascope.studies.grokking_lazy_rich import ALPHAS, Arm, Config, at, committee
+from dynascope.studies.grokking_lazy_rich.claims import at
+from dynascope.studies.grokking_lazy_rich.method import ALPHAS, Arm, Config, committee
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.report import report_study
 

@@ -8,7 +8,7 @@ from fabricated import assert_tells_apart, fabricate, worlds_of
 
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
-from dynascope.studies.mesa_optimization import Config
+from dynascope.studies.mesa_optimization.method import Config
 
 STUDY = load_study("mesa-optimization")
 CLAIMS = {claim.id: claim for claim in STUDY.claims}

@@ -8,7 +8,7 @@ from fabricated import assert_tells_apart, fabricate, worlds_of
 
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
-from dynascope.studies.neural_tangent_kernel import NUM_MODES, WIDTHS, Config
+from dynascope.studies.neural_tangent_kernel.method import NUM_MODES, WIDTHS, Config
 
 STUDY = load_study("neural-tangent-kernel")
 CLAIMS = {claim.id: claim for claim in STUDY.claims}

@@ -9,7 +9,7 @@ from fabricated import assert_tells_apart, worlds_of
 
 from dynascope.record import Finding, Series, open_record
 from dynascope.studies import Runs, StudyRecord, load_study, run_study
-from dynascope.studies.sigma_reparam import LR_FACTORS, TEXT_ARMS, at
+from dynascope.studies.sigma_reparam.method import LR_FACTORS, TEXT_ARMS, at
 
 STUDY = load_study("sigma-reparam")
 CLAIMS = {claim.id: claim for claim in STUDY.claims}
@@ -83,7 +83,7 @@ def test_smoke_preset_runs_every_arm(tmp_path: Path) -> None:
 def test_arms_of_a_seed_see_the_same_text(tmp_path: Path) -> None:
     import torch
 
-    from dynascope.studies.sigma_reparam import Config, text
+    from dynascope.studies.sigma_reparam.method import Config, text
 
     batches = [text(Config(), torch.Generator().manual_seed(3))[0]() for _ in range(2)]
     assert all(torch.equal(one, two) for one, two in zip(*batches, strict=True))

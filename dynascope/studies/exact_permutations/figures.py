@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import altair as alt
 
 from dynascope.report import Chart, draw
-from dynascope.studies.exact_permutations import CLOSED_K, PAPERS_SIZES, SAMPLED_K
+from dynascope.studies.exact_permutations.method import CLOSED_K, PAPERS_SIZES, SAMPLED_K
 from dynascope.studies.harness import Runs
 from dynascope.theory.permutations import Kernel, ensemble_size, permutation_predictor
 

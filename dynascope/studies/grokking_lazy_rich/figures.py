@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import altair as alt
 
 from dynascope.report import Chart, draw
-from dynascope.studies.figures.curves import curves
-from dynascope.studies.grokking_lazy_rich import ALPHAS, at
+from dynascope.studies.grokking_lazy_rich.claims import at
+from dynascope.studies.grokking_lazy_rich.method import ALPHAS
 from dynascope.studies.harness import Runs
+from dynascope.studies.harness.curves import curves
 
 STEP = alt.X(
     "step:Q", scale=alt.Scale(type="symlog", constant=1), title="step", axis=alt.Axis(format="~s", tickCount=6)

@@ -9,9 +9,10 @@ from scipy import stats
 
 from dynascope.record import Record
 from dynascope.report import Chart, draw
-from dynascope.studies.data_diet import ARMS, Config, agreement, digits, epochs_of, mean_scores, tenths
-from dynascope.studies.figures.curves import Rows, curves
+from dynascope.studies.data_diet.claims import agreement, epochs_of
+from dynascope.studies.data_diet.method import ARMS, Config, digits, mean_scores, tenths
 from dynascope.studies.harness import Runs
+from dynascope.studies.harness.curves import Rows, curves
 
 NUM_PICTURES = 12
 """Digits shown of each end."""

@@ -7,9 +7,10 @@ import altair as alt
 import numpy as np
 
 from dynascope.report import Chart, draw
-from dynascope.studies.figures.curves import Rows, curves
 from dynascope.studies.harness import Runs
-from dynascope.studies.sigma_reparam import LR_FACTORS, TEXT_ARMS, at, final_loss, query_key_growth
+from dynascope.studies.harness.curves import Rows, curves
+from dynascope.studies.sigma_reparam.claims import final_loss, query_key_growth
+from dynascope.studies.sigma_reparam.method import LR_FACTORS, TEXT_ARMS, at
 
 NAMES = {"pre-ln": "pre-LN", "post-ln": "post-LN", "qk-norm": "query-key norm", "sigma": "σReparam, no norms"}
 COLOUR = alt.Color("arm:N", title=None, sort=list(NAMES.values()), legend=alt.Legend(orient="top"))

@@ -11,7 +11,8 @@ from dynascope.kernels import limit_kernels
 from dynascope.kernels.limits import Relu
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.neural_tangent_kernel import DEPTH, WIDTHS, half_lives, infinite, on_circle
+from dynascope.studies.neural_tangent_kernel.claims import half_lives
+from dynascope.studies.neural_tangent_kernel.method import DEPTH, WIDTHS, infinite, on_circle
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
