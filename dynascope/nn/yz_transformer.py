@@ -125,7 +125,7 @@ class YZTransformer(nn.Module):
 
 
 def mixture_of_counts(
-    counts: Float[Tensor, "*batch vocab"], logits: Float[Tensor, "*batch vocab"]
+    counts: Float[Tensor, "*#batch vocab"], logits: Float[Tensor, "*#batch vocab"]
 ) -> Float[Tensor, "*batch vocab"]:
     """Attention over tokens that occur `counts` times: count · exp(logit), over its sum; 0 for absent tokens.
 
