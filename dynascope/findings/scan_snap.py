@@ -188,7 +188,9 @@ def _break_of(x: Points, y: Points) -> SnapReport | None:
     return SnapReport(round(float(np.expm1(broke))), float(confidence), float(scanning), float(frozen))
 
 
-def _fit(x: Points, y: Points, knots: Float[np.ndarray, "fits knots"]) -> tuple[Points, Float[np.ndarray, "fits pieces"]]:
+def _fit(
+    x: Points, y: Points, knots: Float[np.ndarray, "fits knots"]
+) -> tuple[Float[np.ndarray, " fits"], Float[np.ndarray, "fits pieces"]]:
     """Sum of squares left by the best line that bends at given places, and its slopes, for many choices of places."""
     plain = np.broadcast_to(np.stack([np.ones_like(x), x], 1), (len(knots), len(x), 2))
     basis = np.concatenate([plain, np.maximum(x[:, None] - knots[:, None, :], 0.0)], axis=2)
