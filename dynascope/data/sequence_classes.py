@@ -65,7 +65,9 @@ class SequenceClassData(IterableDataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
     ) -> None:
         if min(num_last, num_next_per_last, num_unique, batch_size) < 1 or min(num_common, num_common_per_last) < 0:
-            raise ValueError("num_last, num_next_per_last, num_unique and batch_size start at 1, numbers of common at 0")
+            raise ValueError(
+                "num_last, num_next_per_last, num_unique and batch_size start at 1, numbers of common at 0"
+            )
         if length < 2:
             raise ValueError(f"length={length}: a sequence has at least one context token and the query")
         self.length, self.batch_size, self.seed = length, batch_size, seed

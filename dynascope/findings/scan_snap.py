@@ -12,11 +12,12 @@ from dynascope.record import Finding
 
 Points = Float[np.ndarray, " points"]
 
-# Points of log step that are fitted, the coarse ones among them where pieces may meet, and what is too small to be news.
-WIDTH, PLACES, NEGLIGIBLE = 0.05, 40, 1e-3
+# Width of a piece of log step; places where a fit may bend; what is too small to be news, as a share of the whole range.
+WIDTH, PLACES, NEGLIGIBLE = 0.05, 16, 1e-3
 # Frozen: at least three times slower than scanning (2305.16380 gives log log t after the snap against log t before; the
-# factor is ours), over at least as many steps as there were before; the piece before made half of the whole way.
-SLOWER, SINCE, SHARE, CONFIDENT = 3.0, 2.0, 0.5, 0.5
+# factor is ours), over at least as many steps as there were before. The movement before made half of the whole way, stands
+# out of the scatter four times, and no shorter curve than twelve points is judged (all ours).
+SLOWER, SINCE, SHARE, CONFIDENT, CLEAR, FEWEST = 3.0, 2.0, 0.5, 0.5, 4.0, 12
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,13 @@ class LogBins:
     def __init__(self) -> None:
         self._bins: dict[int, tuple[int, float, float]] = {}
 
-    def add(self, step: int, value: float) -> bool:
-        """Take in one measurement, and tell whether it opens a new piece; what is not finite is left out."""
+    def add(self, step: int, value: float) -> None:
+        """Take in one measurement; what is not finite is left out."""
         if not np.isfinite(value):
-            return False
+            return
         place = self.place(step)
-        is_new = place not in self._bins
         count, total_x, total = self._bins.get(place, (0, 0.0, 0.0))
         self._bins[place] = count + 1, total_x + float(np.log1p(step)), total + value
-        return is_new
 
     def place(self, step: int) -> int:
         """The number of the piece that a step lies in."""
@@ -90,9 +89,11 @@ class AttentionSnap:
     """
 
     reads = ("scan/entropy", "loss")
-    dense, falling, looks = 0.8, 0.05, 3
+    # Judged whenever the steps have grown by a fifth; twice in a row is enough.
+    dense, falling, apart, looks = 0.8, 0.05, 4, 2
 
     def __init__(self) -> None:
+        self._judged: dict[int, int] = {}
         self._entropy: dict[int, LogBins] = {}
         self._streaks: dict[int, Streak] = {}
         self._loss = LogBins()
@@ -110,10 +111,14 @@ class AttentionSnap:
             for layer, name in enumerate(entropy["layer"].values):
                 bins = self._entropy.setdefault(layer, LogBins())
                 known = now[layer][np.isfinite(now[layer])]
-                if not known.size or not bins.add(int(step), float(known.mean())):
+                place = bins.place(int(step))
+                if known.size:
+                    bins.add(int(step), float(known.mean()))
+                if place < self._judged.get(layer, 0) + self.apart:
                     continue
-                # A piece is judged once the next one opens, so that it makes no difference how the record is cut.
-                report = _break_of(*bins.points(before=bins.place(int(step))))
+                # Only whole pieces are judged, so that it makes no difference how the record is cut.
+                self._judged[layer] = place
+                report = _break_of(*bins.points(before=place))
                 streak = self._streaks.setdefault(layer, Streak(self.looks))
                 if streak.fires(report is not None, int(step)) is not None and report is not None:
                     yield self._finding(report, int(step), bins, str(name), is_alone)
@@ -131,7 +136,9 @@ class AttentionSnap:
             f"and changes {min(slower, 1000):.0f} times slower than before."
         )
         if is_early:
-            told += f" The loss has fallen by another {fall:.0%} since: the decoder outran attention and froze it early."
+            told += (
+                f" The loss has fallen by another {fall:.0%} since: the decoder outran attention and froze it early."
+            )
         if not is_alone:
             told += " (Several heads or layers are outside the assumptions of the theorem.)"
         remedy = "optimizer = torch.optim.AdamW(dynascope.optim.attention_decoder_param_groups(model, lr, {}))"
@@ -156,46 +163,50 @@ class AttentionSnap:
 
 
 def _break_of(x: Points, y: Points) -> SnapReport | None:
-    if len(x) < 8 or np.ptp(y) <= 1e-9 * max(1.0, float(np.abs(y).max())):
+    span = float(np.ptp(y)) if len(y) else 0.0
+    if len(x) < FEWEST or span <= 1e-9 * max(1.0, float(np.abs(y).max())):
         return None
-    floor = len(x) * (NEGLIGIBLE * np.ptp(y)) ** 2
-    places = x[np.unique(np.linspace(2, len(x) - 3, min(PLACES, len(x) - 4)).round().astype(int))]
-    line = _fit(x, y, places[:0][None])[0][0] + floor
-    two, two_slopes = _fit(x, y, places[:, None])
-    pairs = np.array([(a, b) for i, a in enumerate(places) for b in places[i + 2 :]])
-    best = int(two.argmin())
-    knots, slopes, misfit, without = places[best : best + 1], two_slopes[best], two[best] + floor, line
-    if len(pairs):
-        three, three_slopes = _fit(x, y, pairs)
-        place = int(three.argmin())
-        # A second break costs two numbers more (Bayesian information criterion); before it the curve waits, or is slower.
-        is_better = len(x) * np.log((three[place] + floor) / misfit) < -2 * np.log(len(x))
-        if is_better and abs(three_slopes[place][0]) < abs(three_slopes[place][1]):
-            knots, slopes, without, misfit = pairs[place], three_slopes[place], misfit, three[place] + floor
-    # The coarse grid of breaks is refined around the last one.
-    around = np.linspace(max(knots[-1] - 0.3, x[1]), min(knots[-1] + 0.3, x[-2]), 61)
-    around = around[around > knots[-2] + WIDTH] if len(knots) > 1 else around
-    finer, finer_slopes = _fit(x, y, np.column_stack([np.tile(knots[:-1], (len(around), 1)), around]))
-    place = int(finer.argmin())
-    broke, slopes, misfit = around[place], finer_slopes[place], min(misfit, finer[place] + floor)
-    scanning, frozen = slopes[-2], slopes[-1]
-    lengths = np.diff([x[0], *knots[:-1], broke])
-    confidence = 1 - misfit / without
+    floor = len(x) * (NEGLIGIBLE * span) ** 2
+    places = x[np.unique(np.linspace(2, len(x) - 3, PLACES).round().astype(int))]
+    pairs = np.array([(a, b) for i, a in enumerate(places) for b in places[i + 1 :]])
+    line, one, two = (_best(x, y, knots) for knots in (np.empty((1, 0)), places[:, None], pairs))
+    best, without = one, line.misfit + floor
+    # A second break costs two numbers more (Bayesian information criterion); before it the curve waits, or is slower.
+    is_better = len(x) * np.log((two.misfit + floor) / (one.misfit + floor)) < -2 * np.log(len(x))
+    if is_better and abs(two.slopes[0]) < abs(two.slopes[1]):
+        best, without = two, one.misfit + floor
+    for reach in (0.6, 0.3, 0.1):  # from the coarse places to finer ones
+        for which in reversed(range(len(best.knots))):
+            moved = np.tile(best.knots, (25, 1))
+            moved[:, which] += np.linspace(-reach, reach, 25)
+            is_inside = (moved[:, 0] > x[0]) & (moved[:, -1] < x[-1]) & (np.diff(moved, axis=1) > WIDTH).all(1)
+            if is_inside.any():
+                best = min(best, _best(x, y, moved[is_inside]), key=lambda fit: fit.misfit)
+    broke, (scanning, frozen) = float(best.knots[-1]), best.slopes[-2:]
+    way = abs(float(best.slopes[:-1] @ np.diff([x[0], *best.knots])))
+    confidence = 1 - (best.misfit + floor) / without
     is_frozen = abs(frozen) * SLOWER <= abs(scanning) and x[-1] - broke >= np.log(SINCE)
-    is_main = abs(float(slopes[:-1] @ lengths)) >= SHARE * np.ptp(y)
+    is_main = way >= max(SHARE * span, CLEAR * np.sqrt(best.misfit / len(x)))
     if not (is_frozen and is_main and confidence >= CONFIDENT):
         return None
     return SnapReport(round(float(np.expm1(broke))), float(confidence), float(scanning), float(frozen))
 
 
-def _fit(
-    x: Points, y: Points, knots: Float[np.ndarray, "fits knots"]
-) -> tuple[Float[np.ndarray, " fits"], Float[np.ndarray, "fits pieces"]]:
-    """Sum of squares left by the best line that bends at given places, and its slopes, for many choices of places."""
+@dataclass(frozen=True)
+class _Fit:
+    """A line that bends at `knots`, what it leaves of the sum of squares, and the slopes of its pieces."""
+
+    knots: Float[np.ndarray, " knots"]
+    misfit: float
+    slopes: Float[np.ndarray, " pieces"]
+
+
+def _best(x: Points, y: Points, knots: Float[np.ndarray, "fits knots"]) -> _Fit:
+    """The best of many fits with given places to bend."""
     plain = np.broadcast_to(np.stack([np.ones_like(x), x], 1), (len(knots), len(x), 2))
     basis = np.concatenate([plain, np.maximum(x[:, None] - knots[:, None, :], 0.0)], axis=2)
-    orthogonal, triangle = np.linalg.qr(basis)
-    projected = np.einsum("fpk,p->fk", orthogonal, y)
-    left = ((y - np.einsum("fpk,fk->fp", orthogonal, projected)) ** 2).sum(1)
-    solved = np.linalg.solve(triangle, projected[..., None])[..., 0]
-    return left, solved[:, 1:].cumsum(1)
+    turned = basis.transpose(0, 2, 1)
+    solved = np.linalg.solve(turned @ basis, (turned @ y)[..., None])
+    misfits = ((y - (basis @ solved)[..., 0]) ** 2).sum(1)
+    place = int(misfits.argmin())
+    return _Fit(knots[place], float(misfits[place]), solved[place, 1:, 0].cumsum())

@@ -113,9 +113,7 @@ def simulate_population(
     yield class_mixtures(Z, population)
 
 
-def relative_gain(
-    mixture: Float[Tensor, "*cells vocab"], token: int, other: int
-) -> Float[Tensor, "*cells"]:
+def relative_gain(mixture: Float[Tensor, "*cells vocab"], token: int, other: int) -> Float[Tensor, "*cells"]:
     """f_l² / f_l'² − 1 of two tokens of one context: it keeps its sign while training scans, and grows.
 
     Source: 2305.16380, section 5 (relative gain of distinct tokens).

@@ -48,7 +48,15 @@ STEPS = np.arange(3000)
 
 @pytest.mark.parametrize(
     "values",
-    [np.log1p(STEPS), np.ones(3000), 1.0 * STEPS, np.sqrt(STEPS), np.log1p(STEPS) ** 2, np.zeros(4), snapped(2500, 3000, 1)],
+    [
+        np.log1p(STEPS),
+        np.ones(3000),
+        1.0 * STEPS,
+        np.sqrt(STEPS),
+        np.log1p(STEPS) ** 2,
+        np.zeros(4),
+        snapped(2500, 3000, 1),
+    ],
     ids=["logarithm", "constant", "line", "root", "accelerating", "few", "only just"],
 )
 def test_what_still_moves_or_never_did_is_none(values: np.ndarray) -> None:

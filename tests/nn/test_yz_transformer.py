@@ -45,9 +45,7 @@ def by_one_hot(model: YZTransformer, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("normalize", ["l2", "none"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_variant_is_its_definition(include_query: bool, rank: int | None, normalize: str, residual: bool) -> None:
-    model = filled(
-        include_query=include_query, rank=rank, normalize=normalize, residual=residual, init="uniform"
-    )
+    model = filled(include_query=include_query, rank=rank, normalize=normalize, residual=residual, init="uniform")
     tokens = sequences()
     torch.testing.assert_close(model(tokens), by_one_hot(model, tokens), rtol=1e-12, atol=1e-12)
     context = tokens if include_query else tokens[:, :-1]

@@ -15,7 +15,9 @@ from dynascope.probes.scan_snap import ScanSnap, attention_on_tokens, sampled_qu
 from dynascope.probes.views import AttentionCall
 
 
-def call_of(weights: Tensor, tokens: Tensor | None, mask: Tensor | None = None, is_causal: bool = False) -> AttentionCall:
+def call_of(
+    weights: Tensor, tokens: Tensor | None, mask: Tensor | None = None, is_causal: bool = False
+) -> AttentionCall:
     """Attention with these weights (rows, heads, queries, keys): their logarithms against unit keys."""
     query = weights.log().clamp(min=-1e4)
     key = torch.eye(weights.shape[3]).expand(*weights.shape[:2], -1, -1)

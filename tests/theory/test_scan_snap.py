@@ -62,9 +62,7 @@ def test_the_hand_worked_population() -> None:
     assert float(loss) == pytest.approx(math.log(1 + math.exp(-math.sqrt(2))), abs=1e-12)
     assert float(loss) == pytest.approx(0.217622, abs=1e-6)
     moved = population_step(Y, Z, population, 1.0, 1.0)[1] - Z
-    torch.testing.assert_close(
-        moved[0], torch.tensor([-0.138289, 0.069145, 0.069145]).double(), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(moved[0], torch.tensor([-0.138289, 0.069145, 0.069145]).double(), rtol=0, atol=1e-6)
     assert torch.equal(moved[1:], torch.zeros(2, 3).double())
 
 

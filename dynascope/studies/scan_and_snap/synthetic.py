@@ -135,9 +135,7 @@ def follow_population(config: Config, arm: Arm, record: StudyRecord) -> None:
     data = SequenceClassData(arm.num_last, 1)
     looks = frozenset(log_steps(config.num_steps, per_decade=20))
     for name, momentum, lr in (("momentum", MOMENTUM, 1.0), ("flow", 0.0, 1.0 / (1 - MOMENTUM))):
-        trained = simulate_population(
-            data.population(), config.num_steps, lr_y=lr, lr_z=lr, momentum=momentum
-        )
+        trained = simulate_population(data.population(), config.num_steps, lr_y=lr, lr_z=lr, momentum=momentum)
         for step, mixtures in enumerate(trained):
             if step in looks:
                 mass = mixtures[:, data.is_common].sum(1)
