@@ -1,5 +1,6 @@
 """Which context tokens predict one next token and which are shared by many, counted in one pass (2305.16380)."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -50,8 +51,12 @@ class TokenStats:
 
     def to(self, device: torch.device | str) -> "TokenStats":
         """The same on another device."""
-        moved = (one.to(device) for one in (self.pairs, self.counts, self.commonness))
-        return TokenStats(self.vocab, *moved, threshold=self.threshold)
+        return dataclasses.replace(
+            self,
+            pairs=self.pairs.to(device),
+            counts=self.counts.to(device),
+            commonness=self.commonness.to(device),
+        )
 
 
 def token_stats(

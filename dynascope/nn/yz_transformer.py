@@ -33,6 +33,13 @@ class YZTransformer(nn.Module):
     torch.Size([8, 50])
     """
 
+    Z: Tensor
+    Y: Tensor
+    Z_query: Tensor
+    Z_key: Tensor
+    Y_next: Tensor
+    Y_context: Tensor
+
     def __init__(
         self,
         vocab: int,
@@ -48,13 +55,8 @@ class YZTransformer(nn.Module):
         if rank is not None and (rank < 1 or init == "zeros"):
             raise ValueError(f"rank={rank} with init={init!r}: a low rank is at least 1 and starts uniform")
         super().__init__()
-        self.vocab, self.include_query, self.normalize, self.residual, self.rank = (
-            vocab,
-            include_query,
-            normalize,
-            residual,
-            rank,
-        )
+        self.vocab, self.rank = vocab, rank
+        self.include_query, self.normalize, self.residual = include_query, normalize, residual
         reach = 0.0 if init == "zeros" else 1 / math.sqrt(vocab)
         names = ("Z", "Y") if rank is None else ("Z_query", "Z_key", "Y_next", "Y_context")
         for name in names:

@@ -48,8 +48,10 @@ def attention_decoder_param_groups(model: nn.Module, lr: float, decoder_multipli
 
 
 def _decoder_ids(model: nn.Module) -> set[int]:
-    if hasattr(model, "get_output_embeddings"):
-        output = model.get_output_embeddings()
+    output: nn.Module | None
+    asked = getattr(model, "get_output_embeddings", None)
+    if callable(asked):
+        output = asked()
     else:
         linears = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and not _QUERY_KEY.search(name)]
         output = linears[-1] if linears else None

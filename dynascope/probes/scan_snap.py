@@ -51,8 +51,10 @@ def scan_snap(call: AttentionCall, stats: TokenStats, most: int = 64) -> dict[st
 
     Weights are computed from queries and keys, so that it does not matter which kernel the model uses. Queries that see
     fewer than two keys are left out. Where the call knows no tokens, or has other keys than them, there is the entropy
-    only. The next token of a query is the one after it, as in causal models. Memory: `most` × heads × keys numbers. Source: 2305.16380, whose theorem is about one layer with one head,
-    without positions, residual stream or MLP; of any other model these are the same statistics without the theorem.
+    only. The next token of a query is the one after it, as in causal models. Memory: `most` × heads × keys numbers.
+
+    Source: 2305.16380, whose theorem is about one layer with one head, without positions, residual stream or MLP; of any
+    other model these are the same statistics without the theorem.
 
     >>> scan_snap(call, stats)["scan/distinct_mass"]
     """

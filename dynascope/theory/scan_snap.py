@@ -121,7 +121,8 @@ def relative_gain(mixture: Float[Tensor, "*cells vocab"], token: int, other: int
     >>> relative_gain(torch.tensor([0.6, 0.3, 0.1]), 0, 1)
     tensor(3.)
     """
-    return (mixture[..., token] / mixture[..., other]).square() - 1
+    gain: Tensor = (mixture[..., token] / mixture[..., other]).square() - 1
+    return gain
 
 
 def mixture_entropy(mixture: Float[Tensor, "*cells vocab"]) -> Float[Tensor, "*cells"]:
@@ -130,7 +131,8 @@ def mixture_entropy(mixture: Float[Tensor, "*cells vocab"]) -> Float[Tensor, "*c
     >>> mixture_entropy(torch.tensor([0.5, 0.5, 0.0]))
     tensor(0.6931)
     """
-    return torch.special.entr(mixture).sum(-1)
+    entropy: Tensor = torch.special.entr(mixture).sum(-1)
+    return entropy
 
 
 def snap_time(num_classes: int, vocab: int, lr_y: float) -> float:

@@ -64,23 +64,21 @@ def attention_map(runs: Sequence[Runs]) -> Chart:
 def masses(runs: Sequence[Runs]) -> Chart:
     """Common mass and entropy over log step, with the snap."""
     names = {"common_mass": "attention on common tokens", "entropy": "entropy of attention (nats)"}
-    rows, snaps = [], []
+    sampled = "SGD on sampled sequences"
+    rows = []
     for seed, records in enumerate(runs):
         for name, what in names.items():
-            mean = records["scan"][name].mean(("dim_1", "dim_2") if "dim_2" in records["scan"][name].dims else "dim_1")
-            for repetition, curve in enumerate(mean.values.T if mean.ndim > 1 else mean.values[None]):
-                rows += _curve(mean.step.values, curve, what, "SGD on sampled sequences", f"{seed} {repetition}")
-            if seed == 0 and name == "common_mass":
-                whole = mean.mean([dim for dim in mean.dims if dim != "step"])
-                report = detect_snap(whole)
-                snaps = [] if report is None else [report.step]
-    for name, what in (("momentum", "infinite length, momentum 0.9"), ("flow", "infinite length, ten times the rates")):
-        for part, whole in names.items():
+            mean = records["scan"][name].mean("dim_1")
+            for repetition, curve in enumerate(mean.values.T):
+                rows += _curve(mean.step.values, curve, what, sampled, f"{seed} {repetition}")
+    limits = {"momentum": "infinite length, momentum 0.9", "flow": "infinite length, no momentum, ten times the rates"}
+    for name, who in limits.items():
+        for part, what in names.items():
             series = runs[0]["population"][f"{name}/{part}"].mean("dim_0")
-            rows += _curve(series.step.values, series.values, whole, what, what)
-    rows += [
-        {"snap": step + 1, "what": what, "who": "SGD on sampled sequences"} for step in snaps for what in names.values()
-    ]
+            rows += _curve(series.step.values, series.values, what, who, "")
+    report = detect_snap(runs[0]["scan"]["common_mass"].mean(("dim_0", "dim_1")))
+    snaps = [] if report is None else [report.step]
+    rows += [{"snap": step + 1, "what": what, "who": sampled} for step in snaps for what in names.values()]
     x = alt.X("place:Q", scale=alt.Scale(type="log", nice=False), title="1 + step")
     base = alt.Chart(width=250, height=220)
     colour = alt.Color("who:N", title=None, legend=alt.Legend(orient="bottom", columns=1, labelLimit=300))

@@ -1,5 +1,7 @@
 """What the paper says of scanning, the snap and its control, as rules over the records of the study."""
 
+import itertools
+
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
@@ -82,8 +84,7 @@ def denser(runs: Runs) -> float:
 
 def sparser(runs: Runs) -> float:
     """Smallest t of the entropy that each next larger rate of attention takes away, with equal rates."""
-    pairs = zip(RATES[:-1], RATES[1:], strict=True)
-    return min(paired_t(cell(runs, slow, 1.0) - cell(runs, fast, 1.0)) for slow, fast in pairs)
+    return min(paired_t(cell(runs, slow, 1.0) - cell(runs, fast, 1.0)) for slow, fast in itertools.pairwise(RATES))
 
 
 def rate_left(record: Record, width: float = 0.9) -> float:
@@ -144,7 +145,7 @@ study = Study(
         "scan": Arm("scan"),
         "population": Arm("population"),
         **{f"grid-{num_last}": Arm("grid", num_last) for num_last in (1, 3, 5, 10)},
-        **{f"text-{model}": Arm("text", model=model) for model in ("yz", "transformer")},  # type: ignore[arg-type]
+        **{f"text-{model}": Arm("text", model=model) for model in ("yz", "transformer")},
     },
     presets={
         "smoke": Config(

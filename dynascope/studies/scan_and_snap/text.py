@@ -12,7 +12,7 @@ from dynascope.data import TokenStats, python_sources, read_text, token_stats, w
 from dynascope.nn import YZTransformer
 from dynascope.probes.probe import Need
 from dynascope.probes.scan_snap import ScanSnap, attention_on_tokens
-from dynascope.probes.views import AttentionCall
+from dynascope.probes.views import AttentionCall, ModuleOutput
 from dynascope.record import Series
 from dynascope.studies.harness import StudyRecord, descend, log_steps
 from dynascope.studies.scan_and_snap.synthetic import Arm, Config
@@ -52,21 +52,26 @@ class OneLayer(nn.Module):
 def attention_calls(model: OneLayer | YZTransformer, windows: Int[Tensor, "count length"]) -> Iterator[AttentionCall]:
     """What every token of some windows attends to, a few windows at a time."""
     for tokens in windows.split(ROWS):
-        if isinstance(model, OneLayer):
-            seen: list[AttentionCall] = []
-            shadow_pass(
-                model,
-                (tokens,),
-                {},
-                frozenset({Need.ATTENTION}),
-                lambda need, view: seen.append(view) if isinstance(view, AttentionCall) else None,
-            )
-            yield from seen
-        else:
-            with torch.no_grad():
-                query, key = (factor[tokens][:, None] for factor in (model.Z_query, model.Z_key))
-            is_earlier = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril(-1)[None, None]
-            yield AttentionCall("yz", query, key, key, scale=1.0, mask=is_earlier, tokens=tokens)
+        yield from [_bag_attention(model, tokens)] if isinstance(model, YZTransformer) else _seen(model, tokens)
+
+
+def _bag_attention(model: YZTransformer, tokens: Int[Tensor, "count length"]) -> AttentionCall:
+    """The paper's model as if each token of a window were the last one."""
+    with torch.no_grad():
+        query, key = (factor[tokens][:, None] for factor in (model.Z_query, model.Z_key))
+    is_earlier = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril(-1)[None, None]
+    return AttentionCall("yz", query, key, key, scale=1.0, mask=is_earlier, tokens=tokens)
+
+
+def _seen(model: OneLayer, tokens: Int[Tensor, "count length"]) -> list[AttentionCall]:
+    calls: list[AttentionCall] = []
+
+    def keep(need: Need, view: ModuleOutput | AttentionCall) -> None:
+        assert isinstance(view, AttentionCall)
+        calls.append(view)
+
+    shadow_pass(model, (tokens,), {}, frozenset({Need.ATTENTION}), keep)
+    return calls
 
 
 def split_at_median(stats: TokenStats, text: Tensor) -> TokenStats:
@@ -107,8 +112,8 @@ def train_on_text(config: Config, arm: Arm, seed: int, record: StudyRecord) -> N
     def sought() -> Tensor:
         """Log of the attention that each word gets over what uniform attention would give it; NaN where it is not seen."""
         parts = [attention_on_tokens(call, config.vocab) for call in attention_calls(model, windows)]
-        received, uniform = (sum(part[side] for part in parts) for side in (0, 1))
-        return torch.where(torch.as_tensor(uniform) > 1, torch.log(received / uniform), torch.nan)
+        received, uniform = (torch.stack([part[side] for part in parts]).sum(0) for side in (0, 1))
+        return torch.where(uniform > 1, torch.log(received / uniform), torch.nan)
 
     def look(step: int) -> None:
         looked = windows[:: max(1, len(windows) // NUM_LOOKED)]
