@@ -175,6 +175,8 @@ def _break_of(x: Points, y: Points) -> SnapReport | None:
     is_better = len(x) * np.log((two.misfit + floor) / (one.misfit + floor)) < -2 * np.log(len(x))
     if is_better and abs(two.slopes[0]) < abs(two.slopes[1]):
         best, without = two, one.misfit + floor
+    if abs(best.slopes[-1]) * SLOWER / 2 > abs(best.slopes[-2]):
+        return None  # far from frozen: finer places make no such difference
     for reach in (0.6, 0.3, 0.1):  # from the coarse places to finer ones
         for which in reversed(range(len(best.knots))):
             moved = np.tile(best.knots, (25, 1))

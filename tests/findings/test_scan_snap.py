@@ -113,7 +113,7 @@ def test_dense_attention_at_the_end_of_learning_is_not_early(told: Any) -> None:
     assert finding.severity == "info"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_scanning_still_or_never_moved_attention_is_silent(told: Any, seed: int) -> None:
     noise = 0.01 * np.random.default_rng(seed).normal(size=(600, 2, 2))
     still = 1 - 0.1 * np.log1p(np.arange(600))[:, None, None] + noise
