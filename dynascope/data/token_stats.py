@@ -45,7 +45,7 @@ class TokenStats:
         >>> stats.co_occurrence(torch.tensor([3]), torch.tensor([7]))
         """
         wanted = context * self.vocab + following
-        place = torch.searchsorted(self.pairs, wanted).clamp(max=max(len(self.pairs) - 1, 0))
+        place = torch.searchsorted(self.pairs, wanted).clamp(max=len(self.pairs) - 1)
         found = self.pairs[place] == wanted
         return torch.where(found, self.counts[place], 0)
 

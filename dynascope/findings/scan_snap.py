@@ -141,7 +141,10 @@ class AttentionSnap:
             )
         if not is_alone:
             told += " (Several heads or layers are outside the assumptions of the theorem.)"
-        remedy = "optimizer = torch.optim.AdamW(dynascope.optim.attention_decoder_param_groups(model, lr, {}))"
+        remedy = (
+            "from dynascope.optim import attention_decoder_param_groups; optimizer = "
+            "torch.optim.AdamW(attention_decoder_param_groups(model, lr, decoder_multiplier=0.2))  # "
+        )
         return Finding(
             id="attention-snap",
             severity="warning" if is_early else "info",
@@ -154,8 +157,8 @@ class AttentionSnap:
                 "confidence": report.confidence,
                 "loss_fell_since": fall,
             },
-            remedy=remedy.format("decoder_multiplier=0.2")
-            + ("  # a slower decoder scans for longer" if is_early else "  # only if attention should become sparser"),
+            remedy=remedy
+            + ("a slower decoder scans for longer" if is_early else "only if attention should be sparser"),
             source="2305.16380: the phase transition comes earlier, and attention stays denser, with a faster decoder",
             series="scan/entropy",
             where=layer,

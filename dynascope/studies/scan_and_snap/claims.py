@@ -164,7 +164,7 @@ study = Study(
         ),
         "small": Config(),
         "paper": Config(
-            num_panel_repetitions=10, num_bytes=8_000_000, vocab=30_000, width=200, text_steps=50_000, num_windows=5000
+            num_panel_repetitions=10, num_bytes=4_000_000, vocab=30_000, width=200, text_steps=50_000, num_windows=5000
         ),
     },
     train=train,
