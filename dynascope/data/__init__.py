@@ -15,14 +15,18 @@ from dynascope.data.permutations import PermutationTask
 from dynascope.data.scores import el2n, grand, l1_error, margin, unclog
 from dynascope.data.scoring import score_examples, with_ids
 from dynascope.data.selection import PrunedSampler, class_shares, select
+from dynascope.data.sequence_classes import SequenceClassData
 from dynascope.data.teachers import quadratic_teacher
-from dynascope.data.text import python_sources, read_text
+from dynascope.data.text import python_sources, read_text, word_ids
+from dynascope.data.token_stats import TokenStats, token_stats
 
 __all__ = [
     "ForgettingTracker",
     "NoiseReport",
     "PermutationTask",
     "PrunedSampler",
+    "SequenceClassData",
+    "TokenStats",
     "cartography",
     "class_shares",
     "el2n",
@@ -44,6 +48,8 @@ __all__ = [
     "score_examples",
     "select",
     "stacked_visits",
+    "token_stats",
     "unclog",
     "with_ids",
+    "word_ids",
 ]

@@ -1,10 +1,12 @@
-"""Real text that every machine has, as bytes."""
+"""Real text that every machine has, as bytes and as words."""
 
+import re
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 
@@ -36,3 +38,19 @@ def read_text(path: str | Path) -> UInt8[Tensor, " bytes"]:
     if not text:
         raise ValueError(f"{path} is empty")
     return torch.frombuffer(text, dtype=torch.uint8)
+
+
+def word_ids(text: UInt8[Tensor, " bytes"], vocab: int) -> tuple[Int64[Tensor, " words"], list[str]]:
+    """A text's words and punctuation marks in lower case as numbers, most frequent first, and what they stand for.
+
+    Number 0 is every word beyond the `vocab` − 1 most frequent ones. Raises ValueError for a vocabulary below 2.
+
+    >>> word_ids(torch.tensor(list(b"to be or not to be"), dtype=torch.uint8), vocab=3)
+    (tensor([1, 2, 0, 0, 1, 2]), ['', 'to', 'be'])
+    """
+    if vocab < 2:
+        raise ValueError(f"vocab={vocab} must be at least 2")
+    words = re.findall(r"\w+|[^\w\s]", bytes(text.tolist()).decode("utf-8", errors="replace").lower())
+    names = ["", *(word for word, _ in Counter(words).most_common(vocab - 1))]
+    number = {word: place for place, word in enumerate(names)}
+    return torch.tensor([number.get(word, 0) for word in words]), names

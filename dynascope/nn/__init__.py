@@ -12,6 +12,7 @@ from dynascope.nn.sigma_reparam import (
     sigma_reparam,
     spectral_norms,
 )
+from dynascope.nn.yz_transformer import YZTransformer
 
 __all__ = [
     "NTKConv2d",
@@ -22,6 +23,7 @@ __all__ = [
     "RunningMoments",
     "SigmaReparam",
     "TwoLayerNet",
+    "YZTransformer",
     "iterate_each_step",
     "lazy_param_groups",
     "merge_sigma_reparam",

@@ -13,6 +13,7 @@ from dynascope.record import Finding
 DIMS = {
     "attention/entropy_normalized": ("layer", "head"),
     "attention/sink_mass": ("layer", "head", "position"),
+    "scan/entropy": ("layer", "head"),
     "gradients/norm": ("parameter",),
     "updates/ratio": ("parameter",),
     "adam/update_rms": ("parameter",),

@@ -20,6 +20,7 @@ STUDIES = (
     "grokking-lazy-rich",
     "mesa-optimization",
     "neural-tangent-kernel",
+    "scan-and-snap",
     "sigma-reparam",
 )
 
