@@ -9,7 +9,40 @@ from torch import Tensor, nn
 
 from dynascope.nn.circuits import AttentionWeights, Circuits
 
+Attention = Literal["softmax", "linear"]
 Init = Literal["random", "small_identity", "small_identity_qk", "opposite_small_identity"]
+SIZES: dict[Init, float] = {
+    "random": 0.0,
+    "small_identity": 1e-6,
+    "small_identity_qk": 1e-4,
+    "opposite_small_identity": 1e-6,
+}
+
+
+def icl_attention(
+    circuits: Circuits,
+    context: Float[Tensor, "batch length width"],
+    query: Float[Tensor, "batch width"],
+    *,
+    attention: Attention = "softmax",
+    linear_scale: float = 1.0,
+) -> Float[Tensor, "*stack batch outputs"]:
+    """Σ_h OV_h Σ_l p_hl z_l for the tokens z of a context, p_h = softmax_l(z_lᵀ KQ_h q); the query q is no key.
+
+    Circuits of several networks (leading axes) answer the same prompts at once, all heads in one product. "linear" weighs
+    each token by its logit times `linear_scale`. Memory: networks × heads × batch × length. Source: 2503.12734, section 2.
+
+    >>> icl_attention(model.circuits(), prompts.context, prompts.query)  # (batch, outputs)
+    """
+    kq, ov, width = circuits.kq, circuits.ov, context.shape[-1]
+    sought = (query @ kq.reshape(-1, width).T).unflatten(-1, (-1, width))
+    if attention == "softmax":
+        pooled = torch.softmax(sought @ context.mT, dim=-1) @ context
+    else:
+        pooled = sought @ (context.mT @ context) * linear_scale
+    by_network = pooled.unflatten(1, (-1, ov.shape[-3])).movedim(0, 1).flatten(2)
+    outputs: Tensor = by_network @ ov.mT.flatten(-3, -2).reshape(len(by_network), -1, ov.shape[-2])
+    return outputs.unflatten(0, ov.shape[:-3]) if ov.ndim > 3 else outputs[0]
 
 
 class MultiHeadSoftmaxICL(nn.Module):
@@ -20,19 +53,23 @@ class MultiHeadSoftmaxICL(nn.Module):
     the root of that width. Both products are formed once a forward pass, so that a head costs two small matrix products.
 
     Args:
+        num_networks: So many networks side by side, each with weights of its own, on the same prompts: their outputs are
+            (networks, batch, outputs), and the sum of their losses trains each as if it were alone.
         init: "random" as `nn.Linear`; "small_identity" 1e-6 I for query, key and value; "small_identity_qk" 1e-4 I for
             query and key only; "opposite_small_identity" 1e-6 I, with the opposite sign in the queries of half of the
             heads.
         attention: "linear" weighs each example by its logit, without softmax.
-        linear_scale: What linear attention's weights are multiplied by: a number (1/L of the training prompts, as in the
-            literature, or 1), or "length" for 1/L of the prompt at hand. Softmax does that by itself.
+        linear_scale: What linear attention's weights are multiplied by, whatever the length: 1, or 1/L of the training
+            prompts. Softmax divides by the length of the prompt at hand by itself.
 
-    Raises ValueError for impossible sizes, or an odd number of heads where half are to be opposite.
+    Raises ValueError for impossible sizes, an unknown init or attention, or an odd number of heads where half are to be
+    opposite.
     Source: 2503.12734, section 2.
 
     >>> model = MultiHeadSoftmaxICL(5, num_heads=2)
     >>> model(prompts.context, prompts.query)  # (prompts, outputs)
-    >>> pattern_scores(model.circuits().kq, model.circuits().ov).zero_sum
+    >>> model.circuits().kq.shape
+    torch.Size([2, 6, 6])
     """
 
     def __init__(
@@ -41,55 +78,52 @@ class MultiHeadSoftmaxICL(nn.Module):
         num_heads: int,
         num_outputs: int = 1,
         *,
+        num_networks: int | None = None,
         init: Init = "random",
-        attention: Literal["softmax", "linear"] = "softmax",
-        linear_scale: float | Literal["length"] = 1.0,
+        attention: Attention = "softmax",
+        linear_scale: float = 1.0,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(dim, num_heads, num_outputs) < 1:
-            raise ValueError(f"dim={dim}, num_heads={num_heads} and num_outputs={num_outputs} must be at least 1")
-        sizes = {"random": 0.0, "small_identity": 1e-6, "small_identity_qk": 1e-4, "opposite_small_identity": 1e-6}
-        if init not in sizes or attention not in ("softmax", "linear"):
-            raise ValueError(f"init is one of {', '.join(sizes)}, not {init!r}; attention softmax or linear, not {attention!r}")
+        if min(dim, num_heads, num_outputs, 1 if num_networks is None else num_networks) < 1:
+            raise ValueError(
+                f"dim={dim}, num_heads={num_heads}, num_outputs={num_outputs} and num_networks={num_networks} "
+                "must be at least 1"
+            )
+        if init not in SIZES or attention not in ("softmax", "linear"):
+            raise ValueError(f"init is one of {', '.join(SIZES)}, not {init!r}; attention softmax or linear, not {attention!r}")
         if init == "opposite_small_identity" and num_heads % 2:
             raise ValueError(f"num_heads={num_heads} must be even for half of the heads to be opposite")
         self.dim, self.num_heads, self.attention, self.linear_scale = dim, num_heads, attention, linear_scale
         width = dim + num_outputs
+        stack = () if num_networks is None else (num_networks,)
 
         def uniform(rows: int, fan_in: int) -> nn.Parameter:
             # `nn.Linear`'s default, drawn for one matrix over all heads as the authors do.
-            values = torch.rand(num_heads, rows, width, generator=generator, dtype=dtype)
+            values = torch.rand(*stack, num_heads, rows, width, generator=generator, dtype=dtype)
             return nn.Parameter((2 * values - 1) / math.sqrt(fan_in))
 
         self.query, self.key, self.value = (uniform(width, width) for _ in range(3))
         self.out = uniform(num_outputs, num_heads * width)
         with torch.no_grad():
-            identity = torch.eye(width, dtype=dtype)
-            for part in (self.query, self.key) if sizes[init] else ():
-                part.copy_(sizes[init] * identity)
+            identity = SIZES[init] * torch.eye(width, dtype=dtype)
+            for part in (self.query, self.key) if init != "random" else ():
+                part.copy_(identity)
             if init == "small_identity":
-                self.value.copy_(sizes[init] * identity)
+                self.value.copy_(identity)
             if init == "opposite_small_identity":
-                self.query[num_heads // 2 :].neg_()
+                self.query[..., num_heads // 2 :, :, :].neg_()
 
     def forward(
         self, context: Float[Tensor, "batch length width"], query: Float[Tensor, "batch width"]
-    ) -> Float[Tensor, "batch outputs"]:
-        circuits = self.circuits()
-        heads, width = self.num_heads, context.shape[-1]
-        sought = (query @ circuits.kq.reshape(heads * width, width).T).unflatten(-1, (heads, width))
-        if self.attention == "softmax":
-            pooled = torch.softmax(sought @ context.mT, dim=-1) @ context
-        else:
-            scale = 1 / context.shape[1] if self.linear_scale == "length" else self.linear_scale
-            pooled = sought @ (context.mT @ context) * scale
-        outputs: Tensor = pooled.flatten(1) @ circuits.ov.transpose(1, 2).flatten(0, 1)
-        return outputs
+    ) -> Float[Tensor, "*stack batch outputs"]:
+        return icl_attention(
+            self.circuits(), context, query, attention=self.attention, linear_scale=self.linear_scale
+        )
 
     def circuits(self) -> Circuits:
-        """KQ (heads, width, width) and OV (heads, outputs, width), differentiable."""
+        """KQ (…, heads, width, width) and OV (…, heads, outputs, width), differentiable."""
         return self.attention_weights().circuits()
 
     def attention_weights(self) -> AttentionWeights:
@@ -97,4 +131,4 @@ class MultiHeadSoftmaxICL(nn.Module):
         return AttentionWeights(self.query, self.key, self.value, self.out, self.query.shape[-1] ** -0.5)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, num_heads={self.num_heads}, num_outputs={self.out.shape[1]}, attention={self.attention}"
+        return f"dim={self.dim}, num_heads={self.num_heads}, num_outputs={self.out.shape[-2]}, attention={self.attention}"

@@ -41,10 +41,9 @@ class LinearRegressionICL:
         length: Examples a prompt.
         noise_variance: Of every label; a noiseless prompt has 0.
         covariance: Σ (default: I).
-        tasks: Coordinates that each of several labels depends on; d above is then the task's own number of them.
+        tasks: Coordinates that each of several labels depends on; d in the law of its β is then their number. (The
+            authors' script for several tasks scales labels and noise by the root of it.)
         query_noise: Whether the label asked for has noise, too.
-        unit_beta: β ~ N(0, I) and noise of variance d · noise_variance, as in the authors' script for several tasks: the
-            same labels times √d of the task.
 
     Raises ValueError for impossible sizes, a negative variance, a covariance that is not symmetric and positive definite,
     and coordinates out of range. Source: 2503.12734, sections 2 and 5.
@@ -62,7 +61,6 @@ class LinearRegressionICL:
         covariance: Tensor | None = None,
         tasks: Sequence[Sequence[int]] | None = None,
         query_noise: bool = True,
-        unit_beta: bool = False,
     ) -> None:
         if dim < 1 or length < 1:
             raise ValueError(f"dim={dim} and length={length} must be at least 1")
@@ -74,11 +72,9 @@ class LinearRegressionICL:
         self.dim, self.length, self.noise_variance, self.query_noise = dim, length, noise_variance, query_noise
         self.num_tasks = len(tasks)
         self._root = None if covariance is None else _root(covariance, dim)
-        # (task, coordinate): standard deviation of β, and (task,): of the noise.
+        # (task, coordinate): standard deviation of β, 0 where the task does not look.
         uses = torch.stack([torch.zeros(dim).index_fill_(0, torch.tensor(list(task)), 1.0) for task in tasks])
-        sizes = uses.sum(1)
-        self._beta_std = uses if unit_beta else uses / sizes.sqrt()[:, None]
-        self._noise_std = (noise_variance * (sizes if unit_beta else torch.ones_like(sizes))).sqrt()
+        self._beta_std = uses / uses.sum(1, keepdim=True).sqrt()
 
     def sample(
         self,
@@ -101,8 +97,8 @@ class LinearRegressionICL:
         normal = torch.randn(num_prompts, sum(parts), generator=generator, device=device, dtype=dtype)
         x, noise, query, beta, query_noise = normal.split(parts, dim=1)
         x, noise, beta = x.unflatten(1, (length, dim)), noise.unflatten(1, (length, count)), beta.unflatten(1, (count, dim))
-        beta_std, noise_std = self._beta_std.to(normal), self._noise_std.to(normal)
-        beta = beta * beta_std
+        noise_std = self.noise_variance**0.5
+        beta = beta * self._beta_std.to(normal)
         if self._root is not None:
             root = self._root.to(normal)
             x, query = x @ root, query @ root
