@@ -1,7 +1,6 @@
 """One layer of multi-head attention that regresses in context, and says what its heads compute (2503.12734)."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -9,9 +8,8 @@ from torch import Tensor, nn
 
 from dynascope.nn.circuits import AttentionWeights, Circuits
 
-Attention = Literal["softmax", "linear"]
-Init = Literal["random", "small_identity", "small_identity_qk", "opposite_small_identity"]
-SIZES: dict[Init, float] = {
+# How large the identities are that training starts from.
+SIZES = {
     "random": 0.0,
     "small_identity": 1e-6,
     "small_identity_qk": 1e-4,
@@ -24,7 +22,7 @@ def icl_attention(
     context: Float[Tensor, "batch length width"],
     query: Float[Tensor, "batch width"],
     *,
-    attention: Attention = "softmax",
+    attention: str = "softmax",
     linear_scale: float = 1.0,
 ) -> Float[Tensor, "*stack batch outputs"]:
     """Σ_h OV_h Σ_l p_hl z_l for the tokens z of a context, p_h = softmax_l(z_lᵀ KQ_h q); the query q is no key.
@@ -79,8 +77,8 @@ class MultiHeadSoftmaxICL(nn.Module):
         num_outputs: int = 1,
         *,
         num_networks: int | None = None,
-        init: Init = "random",
-        attention: Attention = "softmax",
+        init: str = "random",
+        attention: str = "softmax",
         linear_scale: float = 1.0,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,

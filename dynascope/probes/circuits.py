@@ -225,7 +225,7 @@ def _matrices(weights: AttentionWeights) -> tuple[Tensor, Tensor, Tensor, Tensor
     return weights.query, weights.key, weights.value, weights.out
 
 
-def _stacked(by_layer: Sequence[Float[Tensor, " heads"]]) -> Float[Tensor, "layers most_heads"]:
+def _stacked(by_layer: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "layers most_heads"]:
     """One row a layer, NaN behind the heads of layers that have fewer than others."""
     return torch.nn.utils.rnn.pad_sequence(list(by_layer), batch_first=True, padding_value=torch.nan)
 

@@ -287,6 +287,37 @@ def simulate_head_flow(
     return HeadFlow(times.double(), omegas, mus, loss)
 
 
+def head_phases(
+    omega: Float[Tensor, "times heads"], mu: Float[Tensor, "times heads"], *, near: float = 0.1, dummy: float = 0.05
+) -> list[Phase]:
+    """Which phase of training heads are in at each time, from their two numbers alone.
+
+    "growth": ω and μ grow from small, signs aligned, until the gain Σ μ ω has come within `near` of its largest value.
+    "alignment": until heads are of one size (standard deviation over mean of |ω|) and cancel (|Σ μ| over Σ |μ|), both
+    within `near`. "manifold": from then on, with ω falling and μ growing for ever at constant gain. Heads whose |μ| is
+    below `dummy` of the largest do not count; heads of one sign never come to the manifold.
+
+    Works for a flow and for the recorded training of a model. Source: the three phases are 2503.12734's, section 4; the
+    thresholds are ours.
+
+    >>> head_phases(flow.omega, flow.mu)[-1]
+    'manifold'
+    """
+    gain, size = (mu * omega).sum(-1), mu.abs()
+    live = torch.where(size < dummy * size.amax(-1, keepdim=True), torch.nan, omega.abs())
+    mean = live.nanmean(-1, keepdim=True)
+    spread = (live - mean).square().nanmean(-1).sqrt() / mean[:, 0]
+    has_grown = _from_first((gain >= (1 - near) * gain.max()) & (gain > 0))
+    is_settled = (spread <= near) & (mu.sum(-1).abs() <= near * size.sum(-1))
+    is_on_manifold = _from_first(has_grown & is_settled)
+    names: tuple[Phase, Phase, Phase] = ("growth", "alignment", "manifold")
+    return [names[place] for place in (has_grown.int() + is_on_manifold.int()).tolist()]
+
+
+def _from_first(holds: Tensor) -> Tensor:
+    return holds.cummax(0).values
+
+
 def _second_moment(omega: Tensor, dim: int, length: int, noise_variance: float) -> Tensor:
     outer = omega[..., :, None] * omega[..., None, :]
     return outer + (1 + noise_variance) / length * torch.exp(dim * outer)
