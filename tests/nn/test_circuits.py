@@ -112,11 +112,12 @@ def test_hugging_face_layers(make: Callable[[], nn.Module], left_out: tuple[str,
             (parameter.zero_ if name.endswith("bias") else parameter.normal_)()
     # What goes into the layer's first projection, and what comes out of its last; BERT adds a residual behind that.
     seen: dict[str, Tensor] = {}
-    maps = [module for module in layer.modules() if type(module).__name__ in ("Linear", "Conv1D")]
-    maps[0].register_forward_hook(lambda module, args, output: seen.update(hidden=args[0]))
     last = getattr(getattr(layer, "output", None), "dense", None) or next(
         module for name, module in layer.named_modules() if name in ("c_proj", "o_proj", "out_proj", "dense")
     )
+    maps = [module for module in layer.modules() if type(module).__name__ in ("Linear", "Conv1D")]
+    first = next(module for module in maps if module is not last)
+    first.register_forward_hook(lambda module, args, output: seen.update(hidden=args[0]))
     last.register_forward_hook(lambda module, args, output: seen.update(output=output))
     tokens = torch.randint(11, (2, 5))
     positions = {"position_ids": torch.zeros(2, 5, dtype=torch.long)} if "rotary" in left_out else {}
