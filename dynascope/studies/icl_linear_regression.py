@@ -38,7 +38,7 @@ class Config:
     noise_variance: float = 0.1
     test_lengths: tuple[int, ...] = (10, 20, 40, 60, 80, 100)
     num_tests: int = 40_000
-    num_steps: int = 8000
+    num_steps: int = 7000
     batch_size: int = 256
     lr: float = 3e-3
     num_networks: int = 5
