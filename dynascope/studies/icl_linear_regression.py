@@ -93,7 +93,9 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     descend(optimizer, loss, config.num_steps, looks=looks, look=look)
 
     lengths = (prompts.length,) if arm.is_multi_task else config.test_lengths
-    record.declare(Series("risk", ("length", "network", "task"), coords={"length": [str(length) for length in lengths]}))
+    record.declare(Series("risk", ("length", "network", "task"), description="Mean squared error on prompts of each length."))
+    record.declare(Series("setting", ("number",), description="Inputs and examples of a prompt, variance of the noise."))
+    record.add(0, {"setting": torch.tensor([prompts.dim, prompts.length, config.noise_variance])})
     record.declare(Series("correlation", ("network",), description="Of the answers with debiased gradient descent."))
     # Labels asked for carry their noise in the single task, and none in the authors' script for several.
     noise = 0.0 if arm.is_multi_task else config.noise_variance
@@ -105,9 +107,8 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
             pairs = [torch.corrcoef(torch.stack([one[:, 0], descent]))[0, 1] for one in answers]
             record.add(config.num_steps, {"correlation": torch.stack(pairs)})
     circuits = model.circuits()
-    record.add(
-        config.num_steps, {"risk": torch.stack(risks), "kq": circuits.kq.detach(), "ov": circuits.ov.detach()}
-    )
+    record.add(config.num_steps, {"lengths": torch.tensor(lengths), "risk": torch.stack(risks)})
+    record.add(config.num_steps, {"kq": circuits.kq.detach(), "ov": circuits.ov.detach()})
 
 
 def sampler(config: Config, arm: Arm, *, query_noise: bool) -> LinearRegressionICL:
@@ -155,14 +156,14 @@ def last(runs: Runs, arm: str, name: str) -> np.ndarray:
 
 def setting(runs: Runs) -> tuple[int, int, float]:
     """Inputs, examples and noise of the single task."""
-    settings = runs["heads-2"].config["settings"]
-    return settings["dim"], settings["length"], settings["noise_variance"]
+    dim, length, noise = last(runs, "heads-2", "setting")
+    return int(dim), int(length), round(float(noise), 6)
 
 
 def risk_at(runs: Runs, arm: str, length: int | None = None) -> np.ndarray:
     """Risk of each network of a single-task arm at one length, or at that of training."""
-    at = str(setting(runs)[1] if length is None else length)
-    risk: np.ndarray = runs[arm]["risk"].isel(step=-1).sel(length=at).values[:, 0]
+    at = list(last(runs, arm, "lengths")).index(setting(runs)[1] if length is None else length)
+    risk: np.ndarray = last(runs, arm, "risk")[at, :, 0]
     return risk
 
 
@@ -180,7 +181,7 @@ def one_sided(runs: Runs) -> int:
 
 def longest(runs: Runs) -> int:
     """The longest prompts of the tests."""
-    return max(int(length) for length in runs["heads-2"]["risk"]["length"].values)
+    return int(last(runs, "heads-2", "lengths").max())
 
 
 def off_descent(runs: Runs) -> float:
