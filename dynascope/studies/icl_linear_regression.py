@@ -192,11 +192,17 @@ def off_descent(runs: Runs) -> float:
 
 
 def preconditioned(runs: Runs) -> list[float]:
-    """Cosine of Σ μ KQ, read off each network, with the best preconditioner."""
+    """Cosine of Σ μ KQ of each network with the best preconditioner."""
     dim, length, noise = setting(runs)
     best = preconditioner(toeplitz_covariance(dim, RHO), length, noise).numpy()
-    found = [(kq[:, :dim, :dim] * ov[:, 0, dim, None, None]).sum(0) for kq, ov in networks(runs, "anisotropic")]
+    found = trained_preconditioners(runs)
     return [float((one * best).sum() / (np.linalg.norm(one) * np.linalg.norm(best))) for one in found]
+
+
+def trained_preconditioners(runs: Runs) -> list[np.ndarray]:
+    """Σ μ KQ on the inputs, which is what heads make of a prompt to first order, of each network."""
+    dim = setting(runs)[0]
+    return [(kq[:, :dim, :dim] * ov[:, 0, dim, None, None]).sum(0) for kq, ov in networks(runs, "anisotropic")]
 
 
 def networks(runs: Runs, arm: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -262,7 +268,7 @@ study = Study(
             id="C2-zero-sum",
             statement="What the two heads pass on cancels.",
             source="Section 3",
-            paper_value=0.0,
+            paper_value=None,
             quantity="|sum of mu| over sum of |mu|, worst of five networks but one",
             measure=lambda runs: all_but_one(last(runs, "heads-2", "circuits/zero_sum")),
             op="<",
@@ -272,7 +278,7 @@ study = Study(
             id="C2-diagonal",
             statement="They compare inputs by a multiple of the identity.",
             source="Section 3",
-            paper_value=0.0,
+            paper_value=None,
             quantity="off-diagonal share of KQ, the larger head, worst of five networks but one",
             measure=lambda runs: all_but_one(last(runs, "heads-2", "circuits/off_diagonal").max(1)),
             op="<",
@@ -282,7 +288,7 @@ study = Study(
             id="C2-labels",
             statement="They pass on labels only.",
             source="Section 3",
-            paper_value=1.0,
+            paper_value=None,
             quantity="share of the label in OV, the smaller head, worst of five networks but one",
             measure=lambda runs: all_but_one(
                 last(runs, "heads-2", "circuits/last_entry_share").min(1), high_is_good=True
@@ -294,11 +300,11 @@ study = Study(
             id="C2-signs",
             statement="They are of opposite signs.",
             source="Section 3",
-            paper_value=0,
+            paper_value=None,
             quantity="networks of five whose two heads have one sign",
             measure=one_sided,
             op="<=",
-            threshold=1,
+            threshold=1.0,
         ),
         Claim(
             id="C3",
@@ -330,7 +336,7 @@ study = Study(
                 risk_at(runs, "linear", longest(runs)) / risk_at(runs, "heads-2", longest(runs)), high_is_good=True
             ),
             op=">",
-            threshold=3,
+            threshold=3.0,
         ),
         Claim(
             id="C5",

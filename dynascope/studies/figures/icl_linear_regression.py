@@ -7,27 +7,38 @@ import altair as alt
 import numpy as np
 import torch
 
+from dynascope.data.in_context.linear_regression import toeplitz_covariance
+from dynascope.nn.circuits import Circuits
+from dynascope.probes.circuits import task_head_allocation
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.icl_linear_regression import TASKS, last, networks, preconditioned, risk_at, setting
+from dynascope.studies.icl_linear_regression import (
+    RHO,
+    TASKS,
+    last,
+    networks,
+    risk_at,
+    setting,
+    trained_preconditioners,
+)
 from dynascope.theory.in_context_regression import (
     bayes_risk_asymptotic,
     best_step,
     debiased_gd_risk,
     gd_risk,
     head_phases,
+    preconditioner,
     simulate_head_flow,
 )
-from dynascope.nn.circuits import Circuits
-from dynascope.probes.circuits import task_head_allocation
 
 SIGNED = alt.Scale(scheme="redblue", domainMid=0, reverse=True)
 HEADS = (1, 2, 3, 4)
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
-    """What heads compare and pass on, risk by heads and by length, training, and the division of tasks."""
-    return [comparing(runs), passing_on(runs), by_heads(runs), by_length(runs), training(runs), flow(runs), tasks(runs)]
+    """What heads compare and pass on, risk by heads and by length, training, preconditioning, and the division of tasks."""
+    drawn = [comparing, passing_on, by_heads, by_length, training, flow, preconditioning, tasks]
+    return [one(runs) for one in drawn]
 
 
 def comparing(runs: Sequence[Runs]) -> Chart:
@@ -179,6 +190,31 @@ def _two_numbers(
         .resolve_scale(y="independent")
     )
     return draw(title, told, rows, chart)
+
+
+def preconditioning(runs: Sequence[Runs]) -> Chart:
+    """The trained preconditioner beside the best one."""
+    dim, length, noise = setting(runs[0])
+    best = preconditioner(toeplitz_covariance(dim, RHO), length, noise).numpy()
+    shown = {"trained, Σ μ KQ": trained_preconditioners(runs[0])[0], "best, closed form": best}
+    rows = [
+        {"row": int(i) + 1, "column": int(j) + 1, "weight": float(weight), "which": which}
+        for which, matrix in shown.items()
+        for (i, j), weight in np.ndenumerate(matrix)
+    ]
+    chart = (
+        alt.Chart(width=150, height=150)
+        .mark_rect()
+        .encode(
+            x=alt.X("column:O", title="input", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("row:O", title="input"),
+            color=alt.Color("weight:Q", title="weight", scale=SIGNED),
+            column=alt.Column("which:N", title=None, sort=list(shown)),
+        )
+    )
+    plain = float(np.trace(best) / (np.linalg.norm(best) * dim**0.5))
+    told = f"Two heads, inputs with covariance ρ^|i−j| at ρ = {RHO:g}, first seed and network. The identity has cosine {plain:.3f} with the best."
+    return draw("Correlated inputs are preconditioned", told, rows, chart)
 
 
 def tasks(runs: Sequence[Runs]) -> Chart:
