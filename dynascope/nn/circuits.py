@@ -220,7 +220,9 @@ def _left_out(module: nn.Module) -> tuple[str, ...]:
         name.startswith(("rotary", "rope")) for name in names | {*vars(module)}
     ):
         left_out.append("rotary")
-    if any(part._parameters.get(name) is not None for part in parts.values() for name in ("bias", "in_proj_bias", "bias_k")):
+    if any(
+        part._parameters.get(name) is not None for part in parts.values() for name in ("bias", "in_proj_bias", "bias_k")
+    ):
         left_out.append("bias")
     norms = ("q_norm", "k_norm", "query_norm", "key_norm", "q_layernorm", "k_layernorm")
     if any(

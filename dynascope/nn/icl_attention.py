@@ -90,7 +90,9 @@ class MultiHeadSoftmaxICL(nn.Module):
                 "must be at least 1"
             )
         if init not in SIZES or attention not in ("softmax", "linear"):
-            raise ValueError(f"init is one of {', '.join(SIZES)}, not {init!r}; attention softmax or linear, not {attention!r}")
+            raise ValueError(
+                f"init is one of {', '.join(SIZES)}, not {init!r}; attention softmax or linear, not {attention!r}"
+            )
         if init == "opposite_small_identity" and num_heads % 2:
             raise ValueError(f"num_heads={num_heads} must be even for half of the heads to be opposite")
         self.dim, self.num_heads, self.attention, self.linear_scale = dim, num_heads, attention, linear_scale
@@ -116,9 +118,7 @@ class MultiHeadSoftmaxICL(nn.Module):
     def forward(
         self, context: Float[Tensor, "batch length width"], query: Float[Tensor, "batch width"]
     ) -> Float[Tensor, "*stack batch outputs"]:
-        return icl_attention(
-            self.circuits(), context, query, attention=self.attention, linear_scale=self.linear_scale
-        )
+        return icl_attention(self.circuits(), context, query, attention=self.attention, linear_scale=self.linear_scale)
 
     def circuits(self) -> Circuits:
         """KQ (…, heads, width, width) and OV (…, heads, outputs, width), differentiable."""
@@ -129,4 +129,6 @@ class MultiHeadSoftmaxICL(nn.Module):
         return AttentionWeights(self.query, self.key, self.value, self.out, self.query.shape[-1] ** -0.5)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, num_heads={self.num_heads}, num_outputs={self.out.shape[-2]}, attention={self.attention}"
+        return (
+            f"dim={self.dim}, num_heads={self.num_heads}, num_outputs={self.out.shape[-2]}, attention={self.attention}"
+        )

@@ -141,7 +141,9 @@ def task_head_allocation(circuits: Circuits, tasks: Sequence[Sequence[int]], *, 
     kq, ov = circuits.kq, circuits.ov
     num_inputs = kq.shape[-1] - len(tasks)
     if kq.ndim != 3 or ov.shape[-2] != len(tasks):
-        raise ValueError(f"{len(tasks)} tasks want the circuits of one layer with as many outputs, not {tuple(ov.shape)}")
+        raise ValueError(
+            f"{len(tasks)} tasks want the circuits of one layer with as many outputs, not {tuple(ov.shape)}"
+        )
     if not all(task and 0 <= min(task) and max(task) < num_inputs for task in tasks):
         raise ValueError(f"each task must name coordinates from 0 to {num_inputs - 1}")
     strength = kq.diagonal(dim1=-2, dim2=-1).abs()
@@ -175,7 +177,9 @@ class HeadCircuits(Probe):
     default = False
     series = (
         Series("circuits/omega", ("layer", "head"), description="Mean diagonal entry of KQ."),
-        Series("circuits/mu", ("layer", "head"), description="What the outputs take of their own coordinate through OV."),
+        Series(
+            "circuits/mu", ("layer", "head"), description="What the outputs take of their own coordinate through OV."
+        ),
         Series("circuits/off_diagonal", ("layer", "head"), description="Share of KQ's norm beside its diagonal."),
         Series("circuits/last_entry_share", ("layer", "head"), description="Share of OV's norm on the labels."),
         Series("circuits/homogeneity", ("layer",), description="Standard deviation over mean of |omega| among heads."),
@@ -234,7 +238,9 @@ def _exactly(matrix: Tensor) -> Tensor:
     return matrix.float() if matrix.device.type == "mps" else matrix.double()
 
 
-def _norm_of_product(left: Float[Tensor, "*batch rank a"], right: Float[Tensor, "*batch rank b"]) -> Float[Tensor, "*batch"]:
+def _norm_of_product(
+    left: Float[Tensor, "*batch rank a"], right: Float[Tensor, "*batch rank b"]
+) -> Float[Tensor, "*batch"]:
     """Frobenius norm of leftᵀ right from two rank × rank Gram matrices."""
     squared: Tensor = ((left @ left.mT) * (right @ right.mT)).sum((-2, -1))
     return squared.clamp_min(0).sqrt()

@@ -20,7 +20,13 @@ from dynascope.probes.circuits import HeadCircuits
 from dynascope.probes.views import ModelView
 from dynascope.record import Series
 from dynascope.studies.harness import Claim, Paper, Runs, Study, StudyRecord, descend, log_steps
-from dynascope.theory.in_context_regression import best_step, debiased_gd_predict, debiased_gd_risk, gd_risk, preconditioner
+from dynascope.theory.in_context_regression import (
+    best_step,
+    debiased_gd_predict,
+    debiased_gd_risk,
+    gd_risk,
+    preconditioner,
+)
 
 CHUNK = 4000
 RHO = 0.5
@@ -45,7 +51,15 @@ class Config:
     """Networks with two heads, trained side by side: each seed is the experiment of several starts."""
 
     def __post_init__(self) -> None:
-        sizes = self.dim, self.length, self.task_length, self.num_tests, self.num_steps, self.batch_size, self.num_networks
+        sizes = (
+            self.dim,
+            self.length,
+            self.task_length,
+            self.num_tests,
+            self.num_steps,
+            self.batch_size,
+            self.num_networks,
+        )
         if min(sizes) < 1:
             raise ValueError("every size must be at least 1")
         if self.length not in self.test_lengths:
@@ -64,6 +78,8 @@ class Arm:
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     """Adam on the square error of the query's label, on prompts that are never seen twice."""
+    # A second thread costs more than it brings on products this small, and everything where cores are shared.
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     prompts, tests = sampler(config, arm, query_noise=not arm.is_multi_task), sampler(config, arm, query_noise=False)
     model = MultiHeadSoftmaxICL(
@@ -93,8 +109,12 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     descend(optimizer, loss, config.num_steps, looks=looks, look=look)
 
     lengths = (prompts.length,) if arm.is_multi_task else config.test_lengths
-    record.declare(Series("risk", ("length", "network", "task"), description="Mean squared error on prompts of each length."))
-    record.declare(Series("setting", ("number",), description="Inputs and examples of a prompt, variance of the noise."))
+    record.declare(
+        Series("risk", ("length", "network", "task"), description="Mean squared error on prompts of each length.")
+    )
+    record.declare(
+        Series("setting", ("number",), description="Inputs and examples of a prompt, variance of the noise.")
+    )
     record.add(0, {"setting": torch.tensor([prompts.dim, prompts.length, config.noise_variance])})
     record.declare(Series("correlation", ("network",), description="Of the answers with debiased gradient descent."))
     # Labels asked for carry their noise in the single task, and none in the authors' script for several.

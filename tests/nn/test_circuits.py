@@ -42,7 +42,9 @@ def small(**settings: Any) -> dict[str, Any]:
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2Model
 
-    return GPT2Model(GPT2Config(**small(n_embd=24, n_head=3, n_layer=2, n_positions=16, scale_attn_by_inverse_layer_idx=True)))
+    return GPT2Model(
+        GPT2Config(**small(n_embd=24, n_head=3, n_layer=2, n_positions=16, scale_attn_by_inverse_layer_idx=True))
+    )
 
 
 def llama(**settings: Any) -> nn.Module:
@@ -140,7 +142,13 @@ def test_grouped_queries_share_keys_and_values() -> None:
 def test_what_acts_beside_the_products_is_named() -> None:
     from transformers import Gemma2Config, Gemma2Model, Qwen3Config, Qwen3Model
 
-    sizes = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "num_hidden_layers": 1}
+    sizes = {
+        "hidden_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "num_hidden_layers": 1,
+    }
     for kind, config, told in (
         (Qwen3Model, Qwen3Config, ("rotary", "query-key norm")),
         (Gemma2Model, Gemma2Config, ("rotary", "logit cap")),

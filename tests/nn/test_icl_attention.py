@@ -85,7 +85,9 @@ def test_heads_with_the_pattern_are_the_reduced_model() -> None:
 def test_starts() -> None:
     assert float(model_of(2).circuits().kq.detach().std()) > 0.05
     small = model_of(2, init="small_identity").circuits()
-    torch.testing.assert_close(small.kq[0].detach(), 1e-12 / 5**0.5 * torch.eye(5, dtype=torch.float64), atol=0, rtol=1e-6)
+    torch.testing.assert_close(
+        small.kq[0].detach(), 1e-12 / 5**0.5 * torch.eye(5, dtype=torch.float64), atol=0, rtol=1e-6
+    )
     signed = model_of(2, init="opposite_small_identity").circuits()
     assert signed.kq[:, 0, 0].sign().tolist() == [1, -1]
     half = model_of(2, init="small_identity_qk")

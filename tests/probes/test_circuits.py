@@ -183,7 +183,9 @@ def test_watching_our_own_model_and_one_without_attention(tmp_path: Path) -> Non
 
 
 def test_layers_of_unequal_heads_are_padded_and_other_widths_left_out() -> None:
-    model = nn.ModuleList([nn.MultiheadAttention(12, 2), nn.MultiheadAttention(12, 3), nn.MultiheadAttention(12, 3, kdim=5)])
+    model = nn.ModuleList(
+        [nn.MultiheadAttention(12, 2), nn.MultiheadAttention(12, 3), nn.MultiheadAttention(12, 3, kdim=5)]
+    )
     view = ModelView(0, model, (), {}, 0.1)
     measured = HeadCircuits().measure(view)
     assert measured["circuits/omega"].shape == (2, 3)

@@ -223,7 +223,9 @@ def test_heads_grow_then_align_then_creep(seed: int) -> None:
 
 
 def test_heads_of_one_sign_never_come_to_the_manifold() -> None:
-    flow = simulate_head_flow(tensor(0.05), tensor(0.05), *SETTING, times=torch.logspace(-1, 3, 40, dtype=torch.float64))
+    flow = simulate_head_flow(
+        tensor(0.05), tensor(0.05), *SETTING, times=torch.logspace(-1, 3, 40, dtype=torch.float64)
+    )
     assert list(dict.fromkeys(head_phases(flow.omega, flow.mu))) == ["growth", "alignment"]
     assert float(flow.loss[-1]) == pytest.approx(single_head_optimum(*SETTING)[2], abs=1e-6)
 

@@ -96,7 +96,11 @@ class LinearRegressionICL:
         parts = [length * dim, length * count, dim, count * dim, count]
         normal = torch.randn(num_prompts, sum(parts), generator=generator, device=device, dtype=dtype)
         x, noise, query, beta, query_noise = normal.split(parts, dim=1)
-        x, noise, beta = x.unflatten(1, (length, dim)), noise.unflatten(1, (length, count)), beta.unflatten(1, (count, dim))
+        x, noise, beta = (
+            x.unflatten(1, (length, dim)),
+            noise.unflatten(1, (length, count)),
+            beta.unflatten(1, (count, dim)),
+        )
         noise_std = self.noise_variance**0.5
         beta = beta * self._beta_std.to(normal)
         if self._root is not None:
@@ -124,7 +128,9 @@ def toeplitz_covariance(dim: int, rho: float) -> Float[Tensor, "dim dim"]:
 def _root(covariance: Tensor, dim: int) -> Tensor:
     """R with RᵀR = Σ, in double precision."""
     if covariance.shape != (dim, dim) or not torch.allclose(covariance, covariance.T):
-        raise ValueError(f"the covariance must be a symmetric {dim} × {dim} matrix, not of shape {tuple(covariance.shape)}")
+        raise ValueError(
+            f"the covariance must be a symmetric {dim} × {dim} matrix, not of shape {tuple(covariance.shape)}"
+        )
     root, failed = torch.linalg.cholesky_ex(covariance.double())
     if failed:
         raise ValueError("the covariance is not positive definite")

@@ -117,7 +117,12 @@ def by_length(runs: Sequence[Runs]) -> Chart:
     lengths = [int(length) for length in last(runs[0], "heads-2", "lengths")]
     shown = {"heads-1": "one softmax head", "heads-2": "two softmax heads", "linear": "one linear head"}
     rows: list[dict[str, Any]] = [
-        {"length": length, "risk": float(np.median(risk_at(records, arm, length))), "what": what, "line": f"{what} {seed}"}
+        {
+            "length": length,
+            "risk": float(np.median(risk_at(records, arm, length))),
+            "what": what,
+            "line": f"{what} {seed}",
+        }
         for seed, records in enumerate(runs)
         for arm, what in shown.items()
         for length in lengths
@@ -169,9 +174,7 @@ def _phases(omega: torch.Tensor, mu: torch.Tensor, times: np.ndarray, at: str) -
     return ", ".join(f"{phase} from {at.format(times[phases.index(phase)])}" for phase in dict.fromkeys(phases))
 
 
-def _two_numbers(
-    title: str, told: str, omega: torch.Tensor, mu: torch.Tensor, times: np.ndarray, axis: str
-) -> Chart:
+def _two_numbers(title: str, told: str, omega: torch.Tensor, mu: torch.Tensor, times: np.ndarray, axis: str) -> Chart:
     rows = [
         {"time": float(time), "value": float(value), "head": head + 1, "number": number}
         for number, values in (("ω (compares)", omega), ("μ (passes on)", mu))
