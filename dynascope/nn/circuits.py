@@ -131,12 +131,10 @@ def find_attention(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         if any(name.startswith(f"{outer}.") or outer == "" for outer in found):
             continue
-        if isinstance(module, HasAttentionWeights):
-            found[name] = module
-            continue
-        projections = _projections(module)
-        heads = _num_heads(module, projections[0].shape[0]) if projections is not None else None
-        if projections is not None and heads and projections[0].shape[0] % heads == 0:
+        projections = None if isinstance(module, HasAttentionWeights) else _projections(module)
+        rows = 0 if projections is None else projections[0].shape[0]
+        heads = _num_heads(module, rows) if rows else None
+        if isinstance(module, HasAttentionWeights) or (heads and rows % heads == 0):
             found[name] = module
     return found
 
@@ -144,9 +142,10 @@ def find_attention(model: nn.Module) -> dict[str, nn.Module]:
 def _projections(module: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Query, key, value (rows × width) and output (out × rows) of a layer, if it has such."""
     if isinstance(module, nn.MultiheadAttention):
-        if module.in_proj_weight is not None:
-            return (*module.in_proj_weight.chunk(3), module.out_proj.weight)
-        return module.q_proj_weight, module.k_proj_weight, module.v_proj_weight, module.out_proj.weight
+        fused = module._parameters["in_proj_weight"]  # None where keys or values have a width of their own
+        separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        query, key, value = fused.chunk(3) if fused is not None else separate
+        return query, key, value, module.out_proj.weight
     # BERT keeps its projections in a module called self, and the output beside it.
     inner = getattr(module, "self", None)
     place = inner if isinstance(inner, nn.Module) else module

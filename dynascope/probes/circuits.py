@@ -144,7 +144,7 @@ def task_head_allocation(circuits: Circuits, tasks: Sequence[Sequence[int]], *, 
         raise ValueError(
             f"{len(tasks)} tasks want the circuits of one layer with as many outputs, not {tuple(ov.shape)}"
         )
-    if not all(task and 0 <= min(task) and max(task) < num_inputs for task in tasks):
+    if not all(task and min(task) >= 0 and max(task) < num_inputs for task in tasks):
         raise ValueError(f"each task must name coordinates from 0 to {num_inputs - 1}")
     strength = kq.diagonal(dim1=-2, dim2=-1).abs()
     on_task = torch.stack([strength[:, list(task)].mean(1) for task in tasks], dim=1)

@@ -67,7 +67,7 @@ class LinearRegressionICL:
         if noise_variance < 0:
             raise ValueError(f"noise_variance={noise_variance} must not be negative")
         tasks = [range(dim)] if tasks is None else tasks
-        if not tasks or not all(task and 0 <= min(task) and max(task) < dim for task in tasks):
+        if not tasks or not all(task and min(task) >= 0 and max(task) < dim for task in tasks):
             raise ValueError(f"each of one or more tasks must name coordinates from 0 to {dim - 1}")
         self.dim, self.length, self.noise_variance, self.query_noise = dim, length, noise_variance, query_noise
         self.num_tasks = len(tasks)
@@ -131,7 +131,8 @@ def _root(covariance: Tensor, dim: int) -> Tensor:
         raise ValueError(
             f"the covariance must be a symmetric {dim} × {dim} matrix, not of shape {tuple(covariance.shape)}"
         )
-    root, failed = torch.linalg.cholesky_ex(covariance.double())
-    if failed:
+    found = torch.linalg.cholesky_ex(covariance.double())
+    if found.info:
         raise ValueError("the covariance is not positive definite")
-    return root.T
+    root: Tensor = found.L.T
+    return root

@@ -59,7 +59,10 @@ def comparing(runs: Sequence[Runs]) -> Chart:
             facet=alt.Facet("head:N", title=None, columns=3),
         )
     )
-    told = "KQ after training, first seed and network; the last coordinate is the label. The query has none, so its column never acts."
+    told = (
+        "KQ after training, first seed and network. The last coordinate is the label; the query has none there, "
+        "so its column never acts."
+    )
     return draw("Heads compare inputs by a multiple of the identity", told, rows, chart)
 
 
@@ -82,7 +85,10 @@ def passing_on(runs: Sequence[Runs]) -> Chart:
             facet=alt.Facet("network:N", title=None, columns=2),
         )
     )
-    told = "OV after training, first seed and network. The last coordinate is the label; over heads of both signs it adds up to nothing."
+    told = (
+        "OV after training, first seed and network. The last coordinate is the label; "
+        "over heads of both signs it adds up to nothing."
+    )
     return draw("Heads pass on labels, and cancel", told, rows, chart)
 
 
@@ -142,11 +148,10 @@ def by_length(runs: Sequence[Runs]) -> Chart:
             x=alt.X("length:Q", title="examples in the prompt"),
             y=alt.Y("risk:Q", title="risk", scale=alt.Scale(type="log")),
             color=alt.Color("what:N", title=None, sort=order, legend=alt.Legend(labelLimit=250)),
-            strokeDash=alt.condition("datum.what == datum.line", alt.value([5, 3]), alt.value([1, 0])),
             detail="line:N",
         )
     )
-    told = f"Trained at {trained} examples, weights left as they are; one line a seed, its middle network. Broken lines are theory."
+    told = f"Trained at {trained} examples, weights left as they are; one line a seed, its middle network."
     return draw("Softmax knows how long a prompt is", told, rows, chart)
 
 
@@ -165,7 +170,8 @@ def flow(runs: Sequence[Runs]) -> Chart:
     omega, mu = (0.05 * torch.randn(4, generator=generator) for _ in range(2))
     found = simulate_head_flow(omega, mu, *setting(runs[0]), times=torch.logspace(-1, 4, 80))
     times = found.times.numpy()
-    told = f"Gradient flow of the closed-form loss, four heads from a small start. Phases: {_phases(found.omega, found.mu, times, 't = {:.1f}')}."
+    phases = _phases(found.omega, found.mu, times, "t = {:.1f}")
+    told = f"Gradient flow of the closed-form loss, four heads from a small start. Phases: {phases}."
     return _two_numbers("How theory has it", told, found.omega, found.mu, times, "time (learning rate times steps)")
 
 
@@ -216,7 +222,7 @@ def preconditioning(runs: Sequence[Runs]) -> Chart:
         )
     )
     plain = float(np.trace(best) / (np.linalg.norm(best) * dim**0.5))
-    told = f"Two heads, inputs with covariance ρ^|i−j| at ρ = {RHO:g}, first seed and network. The identity has cosine {plain:.3f} with the best."
+    told = f"Two heads, first seed and network; the identity has cosine {plain:.3f} with the best. Inputs: cov {RHO:g}^|i−j|."
     return draw("Correlated inputs are preconditioned", told, rows, chart)
 
 
