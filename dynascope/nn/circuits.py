@@ -142,9 +142,10 @@ def find_attention(model: nn.Module) -> dict[str, nn.Module]:
 def _projections(module: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Query, key, value (rows × width) and output (out × rows) of a layer, if it has such."""
     if isinstance(module, nn.MultiheadAttention):
-        fused = module._parameters["in_proj_weight"]  # None where keys or values have a width of their own
+        # The fused weight is None where keys or values have a width of their own.
+        packed = module._parameters["in_proj_weight"]
         separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-        query, key, value = fused.chunk(3) if fused is not None else separate
+        query, key, value = packed.chunk(3) if packed is not None else separate
         return query, key, value, module.out_proj.weight
     # BERT keeps its projections in a module called self, and the output beside it.
     inner = getattr(module, "self", None)

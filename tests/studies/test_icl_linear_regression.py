@@ -78,7 +78,9 @@ def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> N
     verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
     assert verdict.failures == {}
     pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 8
+    sizes = [len(picture.read_bytes()) for picture in pictures.glob("*.png")]
+    assert len(sizes) == 8
+    assert min(sizes) > 5000  # a chart that cannot be drawn is an empty picture
 
 
 @pytest.mark.parametrize(

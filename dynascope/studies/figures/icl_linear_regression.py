@@ -47,7 +47,7 @@ def comparing(runs: Sequence[Runs]) -> Chart:
         {"key": int(i) + 1, "query": int(j) + 1, "weight": float(weight), "head": f"{count} heads, head {head + 1}"}
         for count in (2, 4)
         for head, kq in enumerate(networks(runs[0], f"heads-{count}")[0][0])
-        for (i, j), weight in np.ndenumerate(kq)
+        for (i, j), weight in np.ndenumerate(kq[:, :-1])
     ]
     chart = (
         alt.Chart(width=130, height=130)
@@ -60,8 +60,7 @@ def comparing(runs: Sequence[Runs]) -> Chart:
         )
     )
     told = (
-        "KQ after training, first seed and network. The last coordinate is the label; the query has none there, "
-        "so its column never acts."
+        "KQ after training, first seed and network. The last key coordinate is the label, of which the query has none."
     )
     return draw("Heads compare inputs by a multiple of the identity", told, rows, chart)
 
@@ -69,7 +68,7 @@ def comparing(runs: Sequence[Runs]) -> Chart:
 def passing_on(runs: Sequence[Runs]) -> Chart:
     """OV of every head."""
     rows = [
-        {"coordinate": place + 1, "weight": float(weight), "head": head + 1, "network": f"{count} heads"}
+        {"coordinate": place + 1, "weight": float(weight), "head": head + 1, "network": _named(count)}
         for count in HEADS
         for head, ov in enumerate(networks(runs[0], f"heads-{count}")[0][1])
         for place, weight in enumerate(ov[0])
@@ -90,6 +89,10 @@ def passing_on(runs: Sequence[Runs]) -> Chart:
         "over heads of both signs it adds up to nothing."
     )
     return draw("Heads pass on labels, and cancel", told, rows, chart)
+
+
+def _named(heads: int) -> str:
+    return "1 head" if heads == 1 else f"{heads} heads"
 
 
 def by_heads(runs: Sequence[Runs]) -> Chart:
@@ -113,7 +116,7 @@ def by_heads(runs: Sequence[Runs]) -> Chart:
     )
     lines = base.mark_rule(strokeDash=[5, 3], strokeWidth=1.5).encode(y="level:Q")
     chart = alt.layer(points, lines).properties(width=300, height=220)
-    told = f"Mean squared error on prompts of the training length, {length} examples; one point a network and seed."
+    told = f"Mean squared error on {length} examples, one point a network. One whose heads have one sign stays with single heads."
     return draw("Two heads do what one cannot, and more add nothing", told, rows, chart)
 
 
@@ -191,7 +194,11 @@ def _two_numbers(title: str, told: str, omega: torch.Tensor, mu: torch.Tensor, t
         alt.Chart(width=250, height=200)
         .mark_line(strokeWidth=1.5)
         .encode(
-            x=alt.X("time:Q", scale=alt.Scale(type="symlog", constant=0.1 if times[0] else 1), title=axis),
+            x=alt.X(
+                "time:Q",
+                scale=alt.Scale(type="symlog", constant=0.1 if times[0] else 1),
+                axis=alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000], title=axis),
+            ),
             y=alt.Y("value:Q", title=None),
             color=alt.Color("head:N", title="head"),
             column=alt.Column("number:N", title=None, sort=["ω (compares)", "μ (passes on)"]),
@@ -206,6 +213,7 @@ def preconditioning(runs: Sequence[Runs]) -> Chart:
     dim, length, noise = setting(runs[0])
     best = preconditioner(toeplitz_covariance(dim, RHO), length, noise).numpy()
     shown = {"trained, Σ μ KQ": trained_preconditioners(runs[0])[0], "best, closed form": best}
+    largest = max(float(np.abs(matrix).max()) for matrix in shown.values())
     rows = [
         {"row": int(i) + 1, "column": int(j) + 1, "weight": float(weight), "which": which}
         for which, matrix in shown.items()
@@ -217,12 +225,14 @@ def preconditioning(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("column:O", title="input", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("row:O", title="input"),
-            color=alt.Color("weight:Q", title="weight", scale=SIGNED),
+            color=alt.Color(
+                "weight:Q", title="weight", scale=alt.Scale(scheme="redblue", domain=[-largest, largest], reverse=True)
+            ),
             column=alt.Column("which:N", title=None, sort=list(shown)),
         )
     )
     plain = float(np.trace(best) / (np.linalg.norm(best) * dim**0.5))
-    told = f"Two heads, first seed and network; the identity has cosine {plain:.3f} with the best. Inputs: cov {RHO:g}^|i−j|."
+    told = f"Two heads, first seed and network; correlation {RHO:g} of neighbours. Cosine of identity with best: {plain:.2f}."
     return draw("Correlated inputs are preconditioned", told, rows, chart)
 
 
@@ -242,7 +252,7 @@ def tasks(runs: Sequence[Runs]) -> Chart:
             for (head, task), share in np.ndenumerate(found[0].share.numpy())
         ]
     chart = (
-        alt.Chart(width=110, height=alt.Step(28))
+        alt.Chart(width=110, height=110)
         .mark_rect()
         .encode(
             x=alt.X("task:O", title="task", axis=alt.Axis(labelAngle=0)),
