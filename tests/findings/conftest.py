@@ -13,6 +13,9 @@ from dynascope.record import Finding
 DIMS = {
     "attention/entropy_normalized": ("layer", "head"),
     "attention/sink_mass": ("layer", "head", "position"),
+    "circuits/omega": ("layer", "head"),
+    "circuits/mu": ("layer", "head"),
+    "circuits/off_diagonal": ("layer", "head"),
     "gradients/norm": ("parameter",),
     "updates/ratio": ("parameter",),
     "adam/update_rms": ("parameter",),

@@ -116,7 +116,7 @@ def by_heads(runs: Sequence[Runs]) -> Chart:
     )
     lines = base.mark_rule(strokeDash=[5, 3], strokeWidth=1.5).encode(y="level:Q")
     chart = alt.layer(points, lines).properties(width=300, height=220)
-    told = f"Mean squared error on {length} examples, one point a network. One whose heads have one sign stays with single heads."
+    told = f"Mean squared error on {length} examples, one point a network. Heads of one sign do as one head does."
     return draw("Two heads do what one cannot, and more add nothing", told, rows, chart)
 
 
