@@ -10,11 +10,11 @@ from dynascope.findings.circuits import InContextDescent
 from dynascope.theory.in_context_regression import simulate_head_flow
 
 
-def trained(omega: tuple[float, ...], mu: tuple[float, ...], off_diagonal: float = 0.07) -> dict[str, np.ndarray]:
-    """60 looks at one layer's heads under the gradient flow of theory, while KQ becomes diagonal."""
+def trained(omega: tuple[float, ...], mu: tuple[float, ...], first: float = -1) -> dict[str, np.ndarray]:
+    """60 looks at one layer's heads under the gradient flow of theory, from t = 10^first, while KQ becomes diagonal."""
     start = [torch.tensor(one, dtype=torch.float64) for one in (omega, mu)]
-    flow = simulate_head_flow(*start, 5, 40, 0.1, times=torch.logspace(-1, 4, 60, dtype=torch.float64))
-    fading = off_diagonal + np.exp(-np.arange(60) / 5.0)
+    flow = simulate_head_flow(*start, 5, 40, 0.1, times=torch.logspace(first, 4, 60, dtype=torch.float64))
+    fading = 0.07 + np.exp(-np.arange(60) / 5.0)
     return {
         "circuits/omega": flow.omega.numpy()[:, None],
         "circuits/mu": flow.mu.numpy()[:, None],
@@ -34,12 +34,27 @@ def test_heads_that_cancel_are_told_once_they_are_of_one_size(told: Any, heads: 
 
 
 def test_heads_of_one_sign_are_told(told: Any) -> None:
-    (finding,) = told(InContextDescent, trained((0.05, 0.02), (0.03, 0.05)))
+    (finding,) = told(InContextDescent, trained((0.05, 0.02), (0.03, 0.05), first=0.5))
     assert (finding.id, finding.severity) == ("one-sided-heads", "warning")
-    # The streak begins when KQ has become diagonal: 0.07 + exp(−step/5) < 0.15 from step 13 on.
-    assert finding.step == 13
     assert finding.evidence["zero_sum"] == 1
+    assert finding.evidence["off_diagonal"] < 0.5
     assert "opposite_small_identity" in finding.remedy
+
+
+def test_heads_of_one_sign_that_still_move_are_not_told(told: Any) -> None:
+    """One head turns its sign in the end, slowly: by a tenth of the other a doubling of time."""
+    steps = np.arange(60)
+    turning = 0.5 - 0.15 * np.log2(1 + steps)
+    omega = np.stack([np.full(60, 0.5), turning], 1)[:, None]
+    series = {
+        "circuits/omega": omega,
+        "circuits/mu": 3 * omega,
+        "circuits/off_diagonal": np.full(omega.shape, 0.1),
+    }
+    assert told(InContextDescent, series) == []
+    series["circuits/omega"][:, :, 1] = 0.5
+    (finding,) = told(InContextDescent, series)
+    assert finding.step == 0
 
 
 def test_layers_of_a_transformer_are_left_alone(told: Any) -> None:
