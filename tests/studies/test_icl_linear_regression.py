@@ -9,7 +9,8 @@ from fabricated import assert_tells_apart, fabricate, worlds_of
 from dynascope.data.in_context.linear_regression import toeplitz_covariance
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
-from dynascope.studies.icl_linear_regression import RHO, Config, all_but_one
+from dynascope.studies.icl_linear_regression.claims import all_but_one
+from dynascope.studies.icl_linear_regression.training import RHO, Config
 from dynascope.theory.in_context_regression import preconditioner
 
 STUDY = load_study("icl-linear-regression")

@@ -12,15 +12,8 @@ from dynascope.nn.circuits import Circuits
 from dynascope.probes.circuits import task_head_allocation
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.icl_linear_regression import (
-    RHO,
-    TASKS,
-    last,
-    networks,
-    risk_at,
-    setting,
-    trained_preconditioners,
-)
+from dynascope.studies.icl_linear_regression.claims import last, networks, risk_at, setting, trained_preconditioners
+from dynascope.studies.icl_linear_regression.training import RHO, TASKS
 from dynascope.theory.in_context_regression import (
     bayes_risk_asymptotic,
     best_step,
