@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from dynascope.findings.activations import DeadUnits
 from dynascope.findings.attention import AttentionSink, EntropyCollapse
+from dynascope.findings.circuits import InContextDescent
 from dynascope.findings.curvature import EdgeOfStability
 from dynascope.findings.detector import Detector, Follower
 from dynascope.findings.generalization import DelayedGeneralization, Overfitting
@@ -27,6 +28,7 @@ def all_detectors() -> Sequence[Detector]:
         EntropyCollapse(),
         AttentionSink(),
         AttentionSnap(),
+        InContextDescent(),
         EdgeOfStability(),
         Overfitting(),
         DelayedGeneralization(),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dynascope.probes.activations import Activations, DeadUnits
 from dynascope.probes.adam import AdamHealth
 from dynascope.probes.attention import Attention
+from dynascope.probes.circuits import HeadCircuits
 from dynascope.probes.curvature import Curvature
 from dynascope.probes.displacement import WeightDisplacement
 from dynascope.probes.examples import Examples
@@ -32,6 +33,7 @@ _ALL: tuple[type[Probe], ...] = (
     Examples,
     WeightDisplacement,
     TangentKernel,
+    HeadCircuits,
 )
 
 

@@ -18,6 +18,7 @@ STUDIES = (
     "data-diet",
     "exact-permutations",
     "grokking-lazy-rich",
+    "icl-linear-regression",
     "mesa-optimization",
     "neural-tangent-kernel",
     "scan-and-snap",
