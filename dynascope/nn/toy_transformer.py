@@ -4,9 +4,8 @@ Source: 2410.13835, section 3 and its ablations.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from dynascope.nn.relu_attention import (
     softmax_weights,
 )
 
-Kind = Literal["softmax", "relu", "softmax1", "sigmoid"]
 ATTENTION: Mapping[str, Callable[..., Tensor]] = {
     "softmax": F.scaled_dot_product_attention,
     "relu": relu_attention,
@@ -155,8 +153,8 @@ class ToyTransformer(nn.Module):
 
         >>> model.freeze("embedding", "value")
         """
-        attentions = [block.attention for block in self.blocks if block.attention is not None]
-        frozen = {
+        attentions = [module for module in self.modules() if isinstance(module, CausalAttention)]
+        frozen: dict[str, list[nn.Module]] = {
             "embedding": [self.token, self.position],
             "output": [self.head],
             "value": [attention.value for attention in attentions],

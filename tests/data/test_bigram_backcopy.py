@@ -1,5 +1,7 @@
 """Bigram-Backcopy sequences: the rule to the letter, and the oracle against counts."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,7 +32,9 @@ def test_bigram_of_a_text_by_hand() -> None:
 def test_stationary_law_is_kept() -> None:
     bigram = dirichlet_bigram(20, seed=3)
     torch.testing.assert_close(bigram.marginal @ bigram.transitions, bigram.marginal)
-    torch.testing.assert_close(stationary_law(torch.tensor([[0.5, 0.5], [1.0, 0.0]])), bigram.marginal.new_tensor([2 / 3, 1 / 3]))
+    torch.testing.assert_close(
+        stationary_law(torch.tensor([[0.5, 0.5], [1.0, 0.0]])), bigram.marginal.new_tensor([2 / 3, 1 / 3])
+    )
 
 
 @pytest.mark.parametrize("n_bos", [0, 1, 2])
@@ -64,7 +68,9 @@ def test_two_triggers_in_a_row_alternate() -> None:
 
 def test_no_triggers_give_the_plain_markov_chain() -> None:
     bigram = dirichlet_bigram(8)
-    copying, markov = (drawn(task, 100) for task in (BigramBackcopy(bigram, 0, 20), BigramBackcopy(bigram, 0, 20, rule="markov")))
+    copying, markov = (
+        drawn(task, 100) for task in (BigramBackcopy(bigram, 0, 20), BigramBackcopy(bigram, 0, 20, rule="markov"))
+    )
     assert torch.equal(copying, markov)
 
 
@@ -107,7 +113,7 @@ def test_induction_repeats_the_first_follower() -> None:
     task = TASKS["induction"]
     for sequence in drawn(task, 50).tolist():
         followers: dict[int, int] = {}
-        for now, after in zip(sequence, sequence[1:], strict=False):
+        for now, after in itertools.pairwise(sequence):
             if now in task.triggers.tolist():
                 assert followers.setdefault(now, after) == after
 

@@ -125,7 +125,12 @@ def test_hugging_face_models_can_be_trained_with_it(kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     assert kind in register_with_transformers()
     config = transformers.LlamaConfig(
-        vocab_size=19, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=19,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kind)
     tokens = torch.randint(19, (2, 9))
@@ -149,7 +154,12 @@ def test_dropout_is_told() -> None:
     transformers = pytest.importorskip("transformers")
     register_with_transformers()
     config = transformers.LlamaConfig(
-        vocab_size=19, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, attention_dropout=0.1
+        vocab_size=19,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        attention_dropout=0.1,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="relu").train()
     with pytest.raises(ValueError, match="dropout"):
