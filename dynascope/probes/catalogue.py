@@ -9,6 +9,7 @@ from dynascope.probes.attention import Attention
 from dynascope.probes.curvature import Curvature
 from dynascope.probes.displacement import WeightDisplacement
 from dynascope.probes.examples import Examples
+from dynascope.probes.extreme_tokens import ExtremeTokens
 from dynascope.probes.gradients import GradientNoise, Gradients
 from dynascope.probes.memory import Memory
 from dynascope.probes.probe import Probe
@@ -32,6 +33,7 @@ _ALL: tuple[type[Probe], ...] = (
     Examples,
     WeightDisplacement,
     TangentKernel,
+    ExtremeTokens,
 )
 
 
