@@ -320,7 +320,8 @@ def output_weights(attention: nn.Module | None, num_heads: int) -> Float[Tensor,
             # The Conv1D of GPT-2 keeps its weight the other way round.
             weight = weight if isinstance(child, nn.Linear) else weight.T
             if weight.shape[1] % num_heads == 0:
-                return weight.unflatten(1, (num_heads, -1)).transpose(0, 1)
+                by_head: Tensor = weight.unflatten(1, (num_heads, -1)).transpose(0, 1)
+                return by_head
     return None
 
 

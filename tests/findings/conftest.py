@@ -13,6 +13,8 @@ from dynascope.record import Finding
 DIMS = {
     "attention/entropy_normalized": ("layer", "head"),
     "attention/sink_mass": ("layer", "head", "position"),
+    "attention/value_norm": ("layer", "head", "position"),
+    "residual/peak": ("block",),
     "gradients/norm": ("parameter",),
     "updates/ratio": ("parameter",),
     "adam/update_rms": ("parameter",),

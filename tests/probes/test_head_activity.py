@@ -54,7 +54,9 @@ def test_heads_are_told_by_domain_and_confirmed_by_their_absence() -> None:
 def test_only_the_positions_that_count_are_read() -> None:
     mixed = torch.cat([PROSE[:, :6], CODE[:, 6:]], 1)
     is_code = mixed == 3
-    first, _ = classify_heads(OneHot(), {"code": [(mixed, is_code)], "prose": [(mixed, ~is_code)]}, is_causal_check=False)
+    first, _ = classify_heads(
+        OneHot(), {"code": [(mixed, is_code)], "prose": [(mixed, ~is_code)]}, is_causal_check=False
+    )
     assert first.sink_score["code"] == pytest.approx(0, abs=1e-4)
     assert first.sink_score["prose"] == pytest.approx(1, abs=1e-4)
     assert first.loss_change == {}
@@ -63,7 +65,12 @@ def test_only_the_positions_that_count_are_read() -> None:
 def test_a_hugging_face_model_is_read_and_left_as_it_was() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=19, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=19,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
     tokens = torch.randint(19, (3, 12))
