@@ -109,7 +109,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         lambda need, call: maps.append(next(attention_blocks(call, config.context)).log_weights().exp()[0, 0]),  # type: ignore[arg-type]
     )
     record.add(num_steps, {"map/weights": torch.stack(maps), "map/is_trigger": is_trigger[0].float()})
-    domains = {"elsewhere": [(tests, ~task.trigger_mask(tests))], "triggers": [(tests, task.trigger_mask(tests))]}
+    domains = {"elsewhere": [(inputs, ~is_trigger)], "triggers": [(inputs, is_trigger)]}
     heads = classify_heads(model, domains)
     record.add(num_steps, {"heads/sink_score": [[one.sink_score[name] for name in domains] for one in heads]})
     record.add(num_steps, {"heads/loss_change": [[one.loss_change[name] for name in domains] for one in heads]})
@@ -223,7 +223,7 @@ study = Study(
             "sink-elsewhere",
             "A softmax head parks on <s> where there is nothing to copy.",
             "Section 3.1, Figure 3",
-            "mean attention to <s> on queries that are no triggers",
+            "attention to <s> on queries that are no triggers",
             ">",
             0.8,
             "softmax extreme/sink_score",
@@ -232,7 +232,7 @@ study = Study(
             "no-sink-at-triggers",
             "It does not at triggers, where it copies.",
             "Section 3.1, Figure 3",
-            "mean attention to <s> on triggers",
+            "attention to <s> on triggers",
             "<",
             0.05,
             "softmax triggers/sink_score",
@@ -250,7 +250,7 @@ study = Study(
             "relu-no-sink",
             "ReLU attention has no sink.",
             "Section 3.3, Figure 8",
-            "mean attention to <s> on queries that are no triggers",
+            "attention to <s> on queries that are no triggers",
             "<",
             0.05,
             "relu extreme/sink_score",
