@@ -93,7 +93,7 @@ class ExtremeTokens:
                 ),
                 evidence={"value_norm": drained, "sink_since": self._sink_since},
                 remedy=(
-                    "from dynascope.nn.relu_attention import register_with_transformers; register_with_transformers()  # "
+                    "from dynascope.nn import register_with_transformers; register_with_transformers()  # "
                     'attn_implementation="relu": heads that can attend to nothing need no sink'
                 ),
                 source="2410.13835, section 3",

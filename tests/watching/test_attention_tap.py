@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import dynascope.nn.relu_attention as relu_attention
+from dynascope.nn import relu_attention, sigmoid_attention, softmax1
 from dynascope.probes.probe import Need
 from dynascope.probes.views import AttentionCall, attention_blocks
 from dynascope.watching.shadow import shadow_pass
@@ -161,6 +161,9 @@ def test_a_softmax_that_is_no_attention_is_left_alone() -> None:
     assert calls_of(Mixture(), torch.randn(2, 5, 8)) == []
 
 
+UNNORMALIZED = {"relu": relu_attention, "sigmoid": sigmoid_attention, "softmax1": softmax1}
+
+
 class Unnormalized(nn.Module):
     """Attention whose weights need not sum to one, or an MLP of experts that looks like it."""
 
@@ -174,12 +177,10 @@ class Unnormalized(nn.Module):
             return torch.relu(x[:, 0] @ self.up) @ self.down
         if self.how == "gated experts":
             return torch.sigmoid(x[:, 0] @ self.up) @ self.down
-        return getattr(relu_attention, self.how)(x, x.flip(2), x, is_causal=True)
+        return UNNORMALIZED[self.how](x, x.flip(2), x, is_causal=True)
 
 
-@pytest.mark.parametrize(
-    ("how", "kind"), [("relu_attention", "relu"), ("sigmoid_attention", "sigmoid"), ("softmax1", "softmax")]
-)
+@pytest.mark.parametrize(("how", "kind"), [("relu", "relu"), ("sigmoid", "sigmoid"), ("softmax1", "softmax")])
 def test_attention_that_need_not_sum_to_one_is_found(how: str, kind: str) -> None:
     x = torch.randn(ROWS, HEADS, LENGTH, HEAD_DIM)
     model = Unnormalized(how)
