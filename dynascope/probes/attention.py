@@ -148,7 +148,7 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
         normalized += torch.where(has_choice, row_entropy / visible.clamp(min=2).log(), 0.0).sum((0, 2))
         choices += has_choice.sum((0, 2))
         largest = torch.maximum(largest, part.logits.amax((0, 2, 3)))
-        is_late = late_queries(part, first)
+        is_late = late_queries(part, first[:, None])
         mass += (weights * is_late.unsqueeze(-1)).sum(2)
         num_late += is_late.sum(2, keepdim=True)
     received = from_first(mass / num_late, first).nanmean(0)
@@ -227,11 +227,13 @@ def first_visible(call: AttentionCall) -> Int[Tensor, " rows"]:
     return shown[:, 0].to(torch.uint8).argmax(-1).expand(rows)
 
 
-def late_queries(part: AttentionBlock, first: Int[Tensor, " rows"]) -> Bool[Tensor, "rows heads block"]:
-    """True for queries from the sixth of a row's real ones on, which see enough keys for a sink to mean something."""
-    position = torch.arange(part.first_query, part.first_query + part.logits.shape[2], device=first.device)
-    is_late = (position - first[:, None] >= EARLY_QUERIES)[:, None]
-    return is_late & torch.isfinite(part.logits).any(-1)
+def late_queries(part: AttentionBlock, start: Int[Tensor, "rows starts"]) -> Bool[Tensor, "rows heads block"]:
+    """True for queries from the sixth after their start on, which see enough keys for a sink to mean something.
+
+    `start` is a position for each query of the block, or one a row.
+    """
+    position = torch.arange(part.first_query, part.first_query + part.logits.shape[2], device=start.device)
+    return (position - start >= EARLY_QUERIES)[:, None] & torch.isfinite(part.logits).any(-1)
 
 
 def from_first(values: Float[Tensor, "rows heads keys"], first: Tensor | None) -> Float[Tensor, "rows heads positions"]:

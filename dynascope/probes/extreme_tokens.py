@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dynascope.probes.attention import POSITIONS, first_visible, from_first, late_queries
+from dynascope.probes.attention import POSITIONS, first_visible, late_queries
 from dynascope.probes.probe import Need, Probe
 from dynascope.probes.views import AttentionCall, ModuleOutput, attention_blocks
 from dynascope.record import Series
@@ -25,38 +25,69 @@ PROJECTIONS = ("o_proj", "out", "out_proj", "c_proj", "dense", "wo")
 
 def find_sink(
     call: AttentionCall, delimiters: Collection[int] = (), block: int = 128
-) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Where each row's sink is, and each row's first real position.
+) -> tuple[Int[Tensor, "rows queries"], Int[Tensor, " rows"]]:
+    """Where each query's sink is, and each row's first real position (of its last document, if several are packed).
 
-    The sink is whichever of the first 8 real positions receives most attention over all rows and heads (from the sixth
-    query on), or the row's first delimiter if that receives more. Source: 2410.13835, section 2; first positions are not
-    always the sink, nor position 0 the first.
+    The sink is whichever of the first 8 positions of a document receives most attention over all rows and heads (from each
+    document's sixth query on), or the row's first delimiter if that receives more. First positions are not always the
+    sink, nor position 0 the first. Source: 2410.13835, section 2.
 
     >>> sink, first = find_sink(call, delimiters=[13])
     """
-    first = first_visible(call)
-    mass, num_late = torch.zeros((), device=first.device), torch.zeros((), device=first.device)
-    for part in attention_blocks(call, block):
-        is_late = late_queries(part, first)
-        mass = mass + (part.log_weights().exp() * is_late.unsqueeze(-1)).sum((1, 2))
-        num_late = num_late + is_late.sum((1, 2))
-    received = mass / num_late.clamp(min=1)[:, None]
-    early = from_first(received[:, None], first).nanmean((0, 1))
-    best = early.nan_to_num(nan=-1.0).argmax()
-    sink = (first + best).clamp(max=received.shape[1] - 1)
+    first, starts = first_visible(call), document_starts(call)
+    num_keys, device = call.key.shape[2], first.device
+    offsets = torch.arange(POSITIONS, device=device)
+    early, number = torch.zeros(POSITIONS, device=device), torch.zeros((), device=device)
+    is_delimiter = torch.zeros(len(first), num_keys, dtype=torch.bool, device=device)
     if delimiters and call.tokens is not None:
-        wanted = torch.tensor(list(delimiters), device=first.device)
-        position = torch.arange(received.shape[1], device=first.device)
-        is_delimiter = torch.isin(call.tokens, wanted) & (position[: call.tokens.shape[1]] >= first[:, None])
-        has_one, where = is_delimiter.any(1), is_delimiter.to(torch.uint8).argmax(1)
-        mean = (received.gather(1, where[:, None])[:, 0] * has_one).sum() / has_one.sum()
-        sink = torch.where(has_one & (mean > early[best]), where, sink)
-    return sink, first
+        is_delimiter[:, : call.tokens.shape[1]] = torch.isin(call.tokens, torch.tensor(list(delimiters), device=device))
+        is_delimiter &= torch.arange(num_keys, device=device) >= first[:, None]
+    has_delimiter, delimiter = is_delimiter.any(1), is_delimiter.to(torch.uint8).argmax(1)
+    at_delimiter, number_with = torch.zeros((), device=device), torch.zeros((), device=device)
+    for part in attention_blocks(call, block):
+        start = starts[:, part.first_query : part.first_query + part.logits.shape[2]]
+        is_late = late_queries(part, start)
+        weights = part.log_weights().exp() * is_late.unsqueeze(-1)
+        index = (start[..., None] + offsets).clamp(max=num_keys - 1)[:, None]
+        early = early + weights.gather(3, index.expand(*weights.shape[:3], POSITIONS)).sum((0, 1, 2))
+        number = number + is_late.sum()
+        taken = weights.gather(3, delimiter[:, None, None, None].expand(*weights.shape[:3], 1))[..., 0]
+        at_delimiter = at_delimiter + (taken * has_delimiter[:, None, None]).sum()
+        number_with = number_with + (is_late & has_delimiter[:, None, None]).sum()
+    # Short sequences have fewer positions than candidates; the last would count for those beyond it.
+    early = torch.where(offsets < num_keys, early, -1.0)
+    sink = (starts + early.argmax()).clamp(max=num_keys - 1)
+    is_better = has_delimiter & (at_delimiter / number_with > early.max() / number)
+    return torch.where(is_better[:, None], delimiter[:, None], sink), first
+
+
+def document_starts(call: AttentionCall) -> Int[Tensor, "rows queries"]:
+    """Where each query's document begins: the last position up to it that sees no key but itself.
+
+    Without packing this is a row's first real key. Queries of padding get that too.
+
+    >>> document_starts(AttentionCall("", query, key, value, scale=1.0, is_causal=True))  # zeros
+    """
+    first, num_queries = first_visible(call), call.query.shape[2]
+    mask = call.mask
+    if mask is None or mask.shape[-2] == 1:
+        return first[:, None].expand(-1, num_queries)
+    shown = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)[:, 0]
+    position = torch.arange(num_queries, device=first.device)
+    if call.is_causal:
+        shown = shown.tril()
+    # Padding sees everything in some frameworks, where a row that sees nothing would be NaN.
+    is_start = shown.diagonal(dim1=-2, dim2=-1) & (shown.sum(-1) == 1) if shown.shape[-1] >= num_queries else None
+    if is_start is None:
+        return first[:, None].expand(-1, num_queries)
+    starts = torch.where(is_start, position, -1).cummax(-1).values
+    # A window of attention slides: there, a row has one start and later queries see not even that.
+    return torch.where(starts < 0, first[:, None], starts).expand(len(first), num_queries)
 
 
 def extreme_token_summary(
     call: AttentionCall,
-    sink: Int[Tensor, " rows"] | None = None,
+    sink: Int[Tensor, "rows sinks"] | None = None,
     *,
     queries: Bool[Tensor, "rows queries"] | None = None,
     output_weight: Float[Tensor, "heads width value_dim"] | None = None,
@@ -75,16 +106,16 @@ def extreme_token_summary(
     - `value_drain`: ‖v_s‖ over the mean ‖v_j‖ of the other real keys; `output_drain`: the same after the heads' share of
       the output projection, where that is given.
 
-    The sink defaults to each row's first real key. Source: 2410.13835, sections 2 and 4.
+    The sink, a position for each query or one a row, defaults to the first key of its document; drains are those at the
+    last query's. Source: 2410.13835, sections 2 and 4.
 
     >>> extreme_token_summary(call)["sink_score"]  # (heads,)
     """
     rows, num_heads, _, _ = call.query.shape
     num_keys, device = call.key.shape[2], call.query.device
-    first = first_visible(call)
-    sink = first if sink is None else sink
+    first, starts = first_visible(call), document_starts(call)
+    sink = starts if sink is None else sink.expand(rows, starts.shape[1])
     key_position = torch.arange(num_keys, device=device)
-    is_sink = (key_position == sink[:, None])[:, None, None]
     totals = torch.zeros(9, num_heads, device=device)
     column_mass, column_entr = torch.zeros(2, rows, num_heads, num_keys, device=device)
     seen_by = torch.zeros(rows, num_heads, num_keys, device=device)
@@ -93,9 +124,11 @@ def extreme_token_summary(
         visible = torch.isfinite(part.logits)
         num_visible = visible.sum(-1)
         query_position = torch.arange(part.first_query, part.first_query + weights.shape[2], device=device)
-        counted = late_queries(part, first)
+        inside = slice(part.first_query, part.first_query + weights.shape[2])
+        is_sink = (key_position == sink[:, inside, None])[:, None]
+        counted = late_queries(part, starts[:, inside])
         if queries is not None:
-            counted = counted & queries[:, None, part.first_query : part.first_query + weights.shape[2]]
+            counted = counted & queries[:, None, inside]
         to_sink = (weights * is_sink).sum(-1)
         others = visible & ~is_sink & (key_position != query_position[:, None])
         num_others = others.sum(-1)
@@ -134,10 +167,10 @@ def extreme_token_summary(
         "sink_logit_lme": lme_sum / num_compared,
         "row_entropy": row_sum / num_rows,
         "column_entropy": column.amax(2).mean(0),
-        "value_drain": value_drain(call.value, sink, real).repeat_interleave(num_heads // call.value.shape[1]),
+        "value_drain": value_drain(call.value, sink[:, -1], real).repeat_interleave(num_heads // call.value.shape[1]),
     }
     if output_weight is not None:
-        summary["output_drain"] = value_drain(call.value, sink, real, output_weight)
+        summary["output_drain"] = value_drain(call.value, sink[:, -1], real, output_weight)
     return summary
 
 
@@ -287,11 +320,11 @@ class ExtremeTokens(Probe):
             sink, first = find_sink(call, self._delimiters)
         else:
             first = first_visible(call)
-            sink = (first + self._sink).clamp(max=call.key.shape[2] - 1)
-        self._last = sink, first
+            sink = (document_starts(call) + self._sink).clamp(max=call.key.shape[2] - 1)
+        self._last = sink[:, -1], first
         weight = output_weights(self._modules.get(call.name.split("#")[0]), call.query.shape[1])
         summary = extreme_token_summary(call, sink, output_weight=weight)
-        summary["sink_position"] = (sink - first).float().mean()
+        summary["sink_position"] = (sink[:, -1] - first).float().mean()
         return {f"extreme/{name}": value for name, value in summary.items()}
 
     def _of_block(self, view: ModuleOutput) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import dynascope
 from dynascope.nn.toy_transformer import ToyTransformer
 from dynascope.probes.extreme_tokens import (
     ExtremeTokens,
+    document_starts,
     extreme_token_summary,
     find_sink,
     norm_contributions,
@@ -122,7 +123,7 @@ def test_summary_equals_the_definitions(kind: str, kv_heads: int, is_padded: boo
     call = random_call(kv_heads, mask=visible[:, None] if is_padded else None, kind=kind)
     sink = [first[0] + 1, 1]
     expected = by_loop(call, sink, first, visible)
-    summary = extreme_token_summary(call, torch.tensor(sink), block=5)
+    summary = extreme_token_summary(call, torch.tensor(sink)[:, None], block=5)
     for name, value in expected.items():
         torch.testing.assert_close(
             summary[name], value, rtol=1e-4, atol=1e-4, msg=lambda told, name=name: f"{name}: {told}"
@@ -143,14 +144,32 @@ def test_queries_can_be_narrowed() -> None:
 @pytest.mark.parametrize("place", [0, 3, 7])
 def test_the_sink_is_found_among_the_first_eight(place: int) -> None:
     sink, first = find_sink(to_position(place))
-    assert (sink.item(), first.item()) == (place, 0)
+    assert (sink[0, -1].item(), first.item()) == (place, 0)
 
 
 def test_a_delimiter_further_on_is_found_where_it_is_one() -> None:
     tokens = torch.zeros(1, 24, dtype=torch.long)
     tokens[0, 10] = 7
-    assert find_sink(to_position(10, 24, tokens=tokens), delimiters=[7])[0].item() == 10
-    assert find_sink(to_position(2, 24, tokens=tokens), delimiters=[7])[0].item() == 2
+    assert find_sink(to_position(10, 24, tokens=tokens), delimiters=[7])[0][0, -1].item() == 10
+    assert find_sink(to_position(2, 24, tokens=tokens), delimiters=[7])[0][0, -1].item() == 2
+
+
+def test_packed_documents_have_a_sink_each() -> None:
+    lone = random_call(length=12)
+    packed_mask = torch.block_diag(torch.ones(12, 12), torch.ones(12, 12)).bool().tril().expand(1, 1, 24, 24)
+    packed = AttentionCall(
+        "", *(torch.cat([one[:1], one[1:]], 2) for one in (lone.query, lone.key, lone.value)), 0.7, mask=packed_mask
+    )
+    assert document_starts(packed).tolist() == [[0] * 12 + [12] * 12]
+    assert torch.equal(find_sink(packed)[0][0, [0, -1]] - find_sink(lone)[0][:, 0], torch.tensor([0, 12]))
+    apart, together = extreme_token_summary(lone), extreme_token_summary(packed)
+    for name in ("sink_score", "sink_share", "sink_logit", "sink_logit_lme", "sink_logit_spread", "row_entropy"):
+        torch.testing.assert_close(together[name], apart[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sliding_window_has_one_start() -> None:
+    window = torch.ones(12, 12).tril().triu(-3).bool().expand(1, 1, 12, 12)
+    assert document_starts(random_call(mask=window)).tolist()[0] == [0] * 12
 
 
 def test_value_drain_by_hand_and_after_projection() -> None:
