@@ -9,7 +9,7 @@ from fabricated import assert_tells_apart, worlds_of
 from dynascope.findings.extreme_tokens import detect_extreme_tokens
 from dynascope.record import Series, open_record
 from dynascope.studies import Runs, StudyRecord, load_study, run_study
-from dynascope.studies.active_dormant_heads import Config
+from dynascope.studies.active_dormant_heads.method import Config
 from dynascope.studies.harness.report import report_study
 
 STUDY = load_study("active-dormant-heads")
