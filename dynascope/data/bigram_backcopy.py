@@ -163,15 +163,14 @@ class BigramBackcopy:
         if self.mix_p < 1:
             acts = torch.rand(length, count, device=device, generator=generator) < self.mix_p
         tokens = torch.full((length, count), self.bos, device=device)
-        first_follower = torch.full((count, self.vocab_size), -1, device=device)
+        first_follower = torch.full((count, self.vocab_size if self.rule == "induction" else 0), -1, device=device)
+        before = now = tokens[0]
         for t in range(self.n_bos, length):
-            now = tokens[t - 1] if t else tokens[0]
-            before = tokens[t - 2] if t > 1 else now
-            is_rule = is_trigger[now] if self.rule != "markov" else torch.zeros_like(now, dtype=torch.bool)
-            if acts is not None:
-                is_rule = is_rule & acts[t]
+            if t:
+                before, now = now, tokens[t - 1]
+            is_rule = is_trigger[now] if acts is None else is_trigger[now] & acts[t]
             row = torch.where(is_rule, before, now) if self.rule == "dormant" else now
-            drawn = torch.searchsorted(table, row + draws[t], right=True) - row * self.vocab_size
+            drawn = torch.searchsorted(table, draws[t].add_(row), right=True).remainder_(self.vocab_size)
             if self.rule == "copy":
                 drawn = torch.where(is_rule, before, drawn)
             elif self.rule == "induction":
