@@ -59,7 +59,7 @@ def attention(turns: int) -> None:
     for length in (256, 1024, 2048):
         operands = [torch.randn(1, 8, length, 64, requires_grad=True) for _ in range(3)]
         expected = relu_weights(masked_logits(*operands[:2], is_causal=True)) @ operands[2]
-        error = float((relu_attention(*operands, is_causal=True) - expected).abs().max())
+        error = float((relu_attention(*operands, is_causal=True) - expected).detach().abs().max())
 
         def both_ways(function: object, operands: list[Tensor] = operands) -> None:
             function(*operands, is_causal=True).sum().backward()  # type: ignore[operator]

@@ -59,12 +59,13 @@ def three_phenomena(runs: Sequence[Runs]) -> Chart:
     rows = []
     for seed, records in enumerate(runs):
         for arm, label in ARMS.items():
+            strongest = int(records[arm]["extreme/sink_score"].values[-1, :, 0].argmax())
             for quantity, name in shown.items():
                 if name not in records[arm] or not records[arm][name].size:
                     continue  # one block alone is no stack of blocks, and has no peak
                 values = records[arm][name]
-                # The last layer's head, and the middle block: where the claims look.
-                place = -1 if name != "extreme/peak_mean" else values.shape[1] // 2
+                # The layer whose sink is strongest at the end; for the peak the middle block, where the claims look.
+                place = values.shape[1] // 2 if name == "extreme/peak_mean" else strongest
                 ends = values.values[:, place].reshape(len(values))
                 rows += [
                     {"step": int(step), "value": float(value), "quantity": quantity, "arm": label, "seed": seed}
@@ -82,7 +83,7 @@ def three_phenomena(runs: Sequence[Runs]) -> Chart:
         )
         .resolve_scale(y="independent")
     )
-    told = "Attention to <s> off triggers and norm of its value (last layer), norm of its state (middle block); a line a seed."
+    told = "Attention to <s> off triggers and norm of its value (layer of the strongest sink), norm of its state (middle block)."
     return draw("Sinks, drains and peaks over training", told, rows, chart)
 
 
@@ -110,16 +111,19 @@ def sink_logits(runs: Sequence[Runs]) -> Chart:
         .mark_line(strokeWidth=1.6)
         .encode(
             x=alt.X(
-                "step:Q", scale=alt.Scale(type="log"), title="step", axis=alt.Axis(values=[1, 10, 100, 1000, 10000])
+                "step:Q",
+                scale=alt.Scale(type="log", nice=False),
+                title="step",
+                axis=alt.Axis(values=[1, 10, 100, 1000, 10000]),
             ),
             y=alt.Y("logit:Q", title="logit of <s> less the others' mean"),
             color=alt.Color("what:N", title=None, sort=["measured", "½ log t"]),
-            strokeDash=alt.StrokeDash("what:N", title=None, sort=["measured", "½ log t"]),
+            strokeDash=alt.StrokeDash("what:N", legend=None, sort=["measured", "½ log t"]),
             detail="line:N",
         )
     )
     return draw(
-        "Sink logits grow with the log of time", "One layer, queries that are no triggers; a line a seed.", rows, chart
+        "The sink logit against the log of time", "One layer, queries that are no triggers; a line a seed.", rows, chart
     )
 
 
@@ -168,11 +172,13 @@ def heads(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("score:Q", title="attention to <s>", scale=alt.Scale(domain=[0, 1])),
             y=alt.Y(
-                "change:Q", title="loss without the head (nats more)", scale=alt.Scale(type="symlog", constant=0.01)
+                "change:Q",
+                title="loss without the head (nats more)",
+                scale=alt.Scale(type="symlog", constant=0.01, domain=[-0.02, 6]),
             ),
             color=COLOR,
             column=alt.Column("queries:N", title=None),
         )
     )
-    told = "Each point is a head of one seed. A dormant head (right) can go unnoticed; an active one (left) cannot."
+    told = "Each point is a head of one seed, zeroed. Elsewhere none is missed; at triggers those that copy are."
     return draw("Active and dormant heads, and what their absence costs", told, rows, chart)
