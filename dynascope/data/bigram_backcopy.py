@@ -158,16 +158,17 @@ class BigramBackcopy:
         table, is_trigger = self._table.to(device), self._is_trigger.to(device)
         length = self.seq_len + 1
         # Just below 1, lest rounding at the larger rows reach into the next one.
-        draws = torch.rand(length, count, dtype=torch.float64, device=device, generator=generator).mul_(1 - 1e-12)
+        uniform = torch.rand(length, count, dtype=torch.float64, device=device, generator=generator).mul_(1 - 1e-12)
         acts = None
         if self.mix_p < 1:
             acts = torch.rand(length, count, device=device, generator=generator) < self.mix_p
         tokens = torch.full((length, count), self.bos, device=device)
         first_follower = torch.full((count, self.vocab_size if self.rule == "induction" else 0), -1, device=device)
-        before = now = tokens[0]
+        places, draws = tokens.unbind(), uniform.unbind()
+        before = now = places[0]
         for t in range(self.n_bos, length):
             if t:
-                before, now = now, tokens[t - 1]
+                before, now = now, places[t - 1]
             is_rule = is_trigger[now] if acts is None else is_trigger[now] & acts[t]
             row = torch.where(is_rule, before, now) if self.rule == "dormant" else now
             drawn = torch.searchsorted(table, draws[t].add_(row), right=True).remainder_(self.vocab_size)
@@ -178,7 +179,7 @@ class BigramBackcopy:
                 is_new = is_trigger[now] & (known < 0)
                 drawn = torch.where(is_rule & (known >= 0), known, drawn)
                 first_follower.scatter_(1, now[:, None], torch.where(is_new, drawn, known)[:, None])
-            tokens[t] = drawn
+            places[t].copy_(drawn)
         return tokens.T.contiguous()
 
     def trigger_mask(self, x: Int[Tensor, "count length"]) -> Bool[Tensor, "count length"]:

@@ -26,7 +26,10 @@ from dynascope.watching.shadow import tap
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes, lengths and learning rates; each attention and optimizer at a rate that suits it."""
+    """Sizes, lengths and learning rates; each attention and optimizer at a rate that suits it.
+
+    The defaults draw 24 sequences of 32 tokens a step, so that all arms and three seeds take minutes on two cores.
+    """
 
     num_tokens: int = 32
     """Tokens of a random bigram law (Dirichlet, concentration 0.3), unless there is a text."""
