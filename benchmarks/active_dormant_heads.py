@@ -47,13 +47,17 @@ def drawing(turns: int) -> None:
         for x in (task.sample(2000, generator), token_by_token(task, 100, random))
     ]
     print(f"largest difference of token frequencies {float((frequencies[0] - frequencies[1]).abs().max()):.3f}")
-    print("\ndrawing sequences of 257 tokens, time for 512 (the loop draws 16 of them and is scaled)")
+    print("\ndrawing sequences of 257 tokens, time for 512 (the others are scaled)")
+    counts = {"512 at a time": 512, "4096 at a time": 4096, "token by token": 16}
     measured = medians(
-        {"a batch at a time": lambda: task.sample(512, generator), "loop": lambda: token_by_token(task, 16, random)},
+        {
+            "512 at a time": lambda: task.sample(512, generator),
+            "4096 at a time": lambda: task.sample(4096, generator),
+            "token by token": lambda: token_by_token(task, 16, random),
+        },
         turns,
     )
-    measured["loop"] *= 512 / 16
-    tell(measured, "a batch at a time")
+    tell({name: seconds * 512 / counts[name] for name, seconds in measured.items()}, "4096 at a time")
 
 
 def attention(turns: int) -> None:
