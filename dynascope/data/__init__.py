@@ -1,5 +1,6 @@
 """Parts: scoring, selecting and sampling examples; real data that every machine has."""
 
+from dynascope.data.bigram_backcopy import BigramBackcopy, bigram_from_text, dirichlet_bigram
 from dynascope.data.histories import ForgettingTracker, cartography, stacked_visits
 from dynascope.data.inspection import (
     NoiseReport,
@@ -21,14 +22,17 @@ from dynascope.data.text import python_sources, read_text, word_ids
 from dynascope.data.token_stats import TokenStats, token_stats
 
 __all__ = [
+    "BigramBackcopy",
     "ForgettingTracker",
     "NoiseReport",
     "PermutationTask",
     "PrunedSampler",
     "SequenceClassData",
     "TokenStats",
+    "bigram_from_text",
     "cartography",
     "class_shares",
+    "dirichlet_bigram",
     "el2n",
     "error_barrier",
     "grand",

@@ -1,4 +1,4 @@
-"""Findings on attention: entropy collapse and sinks."""
+"""Findings on attention: entropy collapse."""
 
 from collections.abc import Iterable, Mapping
 
@@ -87,41 +87,3 @@ class EntropyCollapse:
             series="attention/entropy_normalized",
             where=who,
         )
-
-
-class AttentionSink:
-    """Many heads park their attention on one of the first positions, whatever they are shown."""
-
-    reads = ("attention/sink_mass",)
-    # A head is a sink head above 0.3 of the mass (2410.10781); half of it and a quarter of the heads make it news (ours).
-    mass, share, looks = 0.5, 0.25, 3
-
-    def __init__(self) -> None:
-        self._streak = Streak(self.looks)
-
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
-        """One finding a run."""
-        sinks = new["attention/sink_mass"]
-        for step, now in zip(sinks["step"].values, sinks.values, strict=True):
-            strongest = np.nanmax(np.where(np.isnan(now), 0.0, now), axis=-1)
-            share = float((strongest > self.mass).mean())
-            since = self._streak.fires(share >= self.share, int(step))
-            if since is not None:
-                layer, head = np.unravel_index(int(strongest.argmax()), strongest.shape)
-                place = int(np.nanargmax(now[layer, head]))
-                where = f"head {head} of {sinks['layer'].values[layer]}"
-                yield Finding(
-                    id="attention-sink",
-                    severity="info",
-                    step=since,
-                    message=(
-                        f"{share:.0%} of the heads put most of their attention on one early position; {where} gives "
-                        f"{strongest[layer, head]:.0%} to position {place}. Keep it in a KV cache, and expect outliers "
-                        "when quantizing."
-                    ),
-                    evidence={"share_of_heads": share, "strongest": float(strongest[layer, head]), "position": place},
-                    remedy="tokens = torch.cat([bos.expand(len(tokens), 1), tokens], 1)  # give the sink a token of its own",
-                    source="2309.17453; threshold after 2410.10781",
-                    series="attention/sink_mass",
-                    where=where,
-                )

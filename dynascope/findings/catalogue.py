@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from dynascope.findings.activations import DeadUnits
-from dynascope.findings.attention import AttentionSink, EntropyCollapse
+from dynascope.findings.attention import EntropyCollapse
 from dynascope.findings.circuits import InContextDescent
 from dynascope.findings.curvature import EdgeOfStability
 from dynascope.findings.detector import Detector, Follower
+from dynascope.findings.extreme_tokens import ExtremeTokens
 from dynascope.findings.generalization import DelayedGeneralization, Overfitting
 from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
 from dynascope.findings.loss import LossSpike, Plateau
@@ -26,9 +27,9 @@ def all_detectors() -> Sequence[Detector]:
         UpdateRatio(),
         DeadUnits(),
         EntropyCollapse(),
-        AttentionSink(),
         AttentionSnap(),
         InContextDescent(),
+        ExtremeTokens(),
         EdgeOfStability(),
         Overfitting(),
         DelayedGeneralization(),

@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.probes.probe import Need, Probe
-from dynascope.probes.views import AttentionCall, attention_blocks
+from dynascope.probes.views import AttentionBlock, AttentionCall, attention_blocks
 from dynascope.record import Series
 
 # The first key positions that are recorded one by one, and the first queries that are left out of a sink's mass:
@@ -119,7 +119,7 @@ def value_norm(
     """
     norms = value.float().norm(dim=-1)
     relative = norms / norms.mean(dim=-1, keepdim=True)
-    early = _from_first(relative, first)
+    early = from_first(relative, first)
     return early.mean(0).repeat_interleave(num_heads // value.shape[1], dim=0)
 
 
@@ -128,28 +128,30 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
     rows, num_heads, *_ = call.query.shape
     num_keys = call.key.shape[2]
     device = call.query.device
-    first = _first_visible(call)
+    first = first_visible(call)
     zeros = torch.zeros(num_heads, device=device)
     entropy, normalized, seen, choices = zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone()
     largest = torch.full((num_heads,), float("-inf"), device=device)
     mass = torch.zeros(rows, num_heads, num_keys, device=device)
-    late_queries = torch.zeros(rows, num_heads, 1, device=device)
+    num_late = torch.zeros(rows, num_heads, 1, device=device)
     for part in attention_blocks(call, block):
-        log_weights = part.log_weights()
-        weights = log_weights.exp()
-        row_entropy = -(weights * log_weights.clamp(min=-1e4)).sum(-1)
+        log_shares = part.log_shares()
+        shares = log_shares.exp()
+        weights = shares if part.kind == "softmax" else part.log_weights().exp()
+        row_entropy = -(shares * log_shares.clamp(min=-1e4)).sum(-1)
         visible = torch.isfinite(part.logits).sum(-1)
+        attends = visible > 0 if part.kind == "softmax" else weights.sum(-1) > 0
         entropy += row_entropy.sum((0, 2))
-        seen += (visible > 0).sum((0, 2))
+        seen += attends.sum((0, 2))
         # A row with one visible key has no choice, so no share of it.
-        normalized += torch.where(visible > 1, row_entropy / visible.clamp(min=2).log(), 0.0).sum((0, 2))
-        choices += (visible > 1).sum((0, 2))
+        has_choice = attends & (visible > 1)
+        normalized += torch.where(has_choice, row_entropy / visible.clamp(min=2).log(), 0.0).sum((0, 2))
+        choices += has_choice.sum((0, 2))
         largest = torch.maximum(largest, part.logits.amax((0, 2, 3)))
-        position = torch.arange(part.first_query, part.first_query + weights.shape[2], device=device)
-        is_late = (position - first[:, None] >= EARLY_QUERIES)[:, None] & (visible > 0)
+        is_late = late_queries(part, first[:, None])
         mass += (weights * is_late.unsqueeze(-1)).sum(2)
-        late_queries += is_late.sum(2, keepdim=True)
-    received = _from_first(mass / late_queries, first).nanmean(0)
+        num_late += is_late.sum(2, keepdim=True)
+    received = from_first(mass / num_late, first).nanmean(0)
     queries, keys = (part[:NORM_ROWS].float() for part in (call.query, call.key))
     keys = keys.repeat_interleave(num_heads // call.key.shape[1], dim=1)
     return {
@@ -215,7 +217,7 @@ def _product_norm(left: Float[Tensor, "*batch n d"], right: Float[Tensor, "*batc
     return top.clamp(min=0).sqrt()
 
 
-def _first_visible(call: AttentionCall) -> Tensor:
+def first_visible(call: AttentionCall) -> Int[Tensor, " rows"]:
     """Each row's first key that its last query sees: 0 unless a mask hides padding on the left."""
     rows = call.query.shape[0]
     if call.mask is None:
@@ -225,9 +227,16 @@ def _first_visible(call: AttentionCall) -> Tensor:
     return shown[:, 0].to(torch.uint8).argmax(-1).expand(rows)
 
 
-def _from_first(
-    values: Float[Tensor, "rows heads keys"], first: Tensor | None
-) -> Float[Tensor, "rows heads positions"]:
+def late_queries(part: AttentionBlock, start: Int[Tensor, "rows starts"]) -> Bool[Tensor, "rows heads block"]:
+    """True for queries from the sixth after their start on, which see enough keys for a sink to mean something.
+
+    `start` is a position for each query of the block, or one a row.
+    """
+    position = torch.arange(part.first_query, part.first_query + part.logits.shape[2], device=start.device)
+    return (position - start >= EARLY_QUERIES)[:, None] & torch.isfinite(part.logits).any(-1)
+
+
+def from_first(values: Float[Tensor, "rows heads keys"], first: Tensor | None) -> Float[Tensor, "rows heads positions"]:
     """The first 8 positions of each row, counted from its first visible one; NaN where there are fewer."""
     rows, heads, keys = values.shape
     start = torch.zeros(rows, dtype=torch.long, device=values.device) if first is None else first

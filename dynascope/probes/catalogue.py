@@ -10,6 +10,7 @@ from dynascope.probes.circuits import HeadCircuits
 from dynascope.probes.curvature import Curvature
 from dynascope.probes.displacement import WeightDisplacement
 from dynascope.probes.examples import Examples
+from dynascope.probes.extreme_tokens import ExtremeTokens
 from dynascope.probes.gradients import GradientNoise, Gradients
 from dynascope.probes.memory import Memory
 from dynascope.probes.probe import Probe
@@ -34,6 +35,7 @@ _ALL: tuple[type[Probe], ...] = (
     WeightDisplacement,
     TangentKernel,
     HeadCircuits,
+    ExtremeTokens,
 )
 
 

@@ -132,12 +132,13 @@ class ModuleOutput:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of softmax attention as the shadow pass saw it, whichever way the model computes it.
+    """One call of attention as the shadow pass saw it, whichever way the model computes it.
 
     `key` and `value` may have fewer heads than `query` (grouped-query attention). `mask` broadcasts to
     (rows, heads, queries, keys): bool (True = visible) or float (added to the logits).
     `is_causal` aligns the first query with the first key, as `scaled_dot_product_attention` does. `tokens` are the
-    token ids that the model was called with, where it was called with such.
+    token ids that the model was called with, where it was called with such. `kind` is how logits become weights:
+    "softmax", "relu" (over the number of visible keys) or "sigmoid".
     """
 
     name: str
@@ -148,6 +149,7 @@ class AttentionCall:
     is_causal: bool = False
     mask: Bool[Tensor, "#rows #heads #queries #keys"] | Float[Tensor, "#rows #heads #queries #keys"] | None = None
     tokens: Int[Tensor, "rows positions"] | None = None
+    kind: str = "softmax"
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,23 @@ class AttentionBlock:
 
     first_query: int
     logits: Float[Tensor, "rows heads block keys"]
+    kind: str = "softmax"
 
     def log_weights(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of the attention weights; rows that see no key are all -inf, never NaN."""
+        if self.kind == "relu":
+            visible = torch.isfinite(self.logits).sum(-1, keepdim=True).clamp(min=1)
+            return (self.logits.clamp(min=0) / visible).log()
+        if self.kind == "sigmoid":
+            return torch.nn.functional.logsigmoid(self.logits)
         return torch.log_softmax(self.logits, dim=-1).nan_to_num(nan=float("-inf"))
+
+    def log_shares(self) -> Float[Tensor, "rows heads block keys"]:
+        """Log of each key's share of what its row attends; all -inf where the row attends to nothing."""
+        log_weights = self.log_weights()
+        if self.kind == "softmax":
+            return log_weights
+        return (log_weights - log_weights.logsumexp(-1, keepdim=True)).nan_to_num(nan=float("-inf"))
 
 
 def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[AttentionBlock]:
@@ -196,4 +211,4 @@ def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[Attentio
             if part.dtype != torch.bool:
                 logits = logits + part.float()
             logits = logits.masked_fill(hidden, float("-inf"))
-        yield AttentionBlock(first, logits)
+        yield AttentionBlock(first, logits, call.kind)

@@ -49,7 +49,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Loss and learning rate": ("loss", "eval", "val", "train", "test", "learning_rate"),
     "Gradients": ("gradients",),
     "Weights and updates": ("weights", "updates", "adam"),
-    "Attention": ("attention", "scan", "circuits"),
+    "Attention": ("attention", "scan", "circuits", "extreme"),
     "Activations and residual stream": ("activations", "residual"),
     "Curvature": ("curvature",),
     "Time and memory": ("time", "throughput", "memory"),

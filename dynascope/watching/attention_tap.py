@@ -1,8 +1,10 @@
-"""Finding softmax attention in the operations a model runs, whichever way the model writes it.
+"""Finding attention in the operations a model runs, whichever way the model writes it.
 
 Fused attention (`scaled_dot_product_attention` on every backend) arrives as one operation with its query, key and
 value. Eager attention (HF "eager", `nn.MultiheadAttention` with weights, hand-written matmul–softmax–matmul) arrives as
-batched product, scale, mask, softmax and product; following the storages through these names the same operands.
+batched product, scale, mask, softmax and product; following the storages through these names the same operands. ReLU
+over the number of keys, and sigmoid with an added bias or mask, are followed in the softmax's place; without that number
+or bias they would be an MLP's.
 """
 
 import math
@@ -31,6 +33,7 @@ _FUSED = {
 }
 _PRODUCT = {aten.bmm, aten.baddbmm}
 _SOFTMAX = {aten._softmax, aten._safe_softmax}
+_UNNORMALIZED = {aten.relu: "relu", aten.sigmoid: "sigmoid"}
 _SCALE = {aten.mul, aten.mul_, aten.div, aten.div_}
 _MASK = {aten.add, aten.add_, aten.masked_fill, aten.masked_fill_, aten.where}
 _PASS = {aten._to_copy, aten.clone, aten.native_dropout, aten.dropout, aten.contiguous}
@@ -48,10 +51,17 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Softmax of a product, with the shape that it had there."""
+    """Softmax, ReLU or sigmoid of a product, with the shape that it had there."""
 
     product: _Product
     shape: tuple[int, ...]
+    kind: str = "softmax"
+    is_counted: bool = False
+    """Divided by a number a row since."""
+
+    @property
+    def is_attention(self) -> bool:
+        return self.kind == "softmax" or (self.is_counted if self.kind == "relu" else self.product.mask is not None)
 
 
 class AttentionTap:
@@ -104,7 +114,7 @@ class AttentionTap:
         if packet in _PRODUCT:
             left, right = args[-2], args[-1]
             attended = self._followed.get(_address(left))
-            if isinstance(attended, _Weights) and attended.shape[-1] == right.shape[-2]:
+            if isinstance(attended, _Weights) and attended.is_attention and attended.shape[-1] == right.shape[-2]:
                 self._see_eager(attended, right)
             mask = args[0] if packet is aten.baddbmm and kwargs.get("beta", 1) != 0 else None
             return _Product(left, right, float(kwargs.get("alpha", 1)), mask)
@@ -114,7 +124,11 @@ class AttentionTap:
         if packet in _PASS:
             return source
         if isinstance(source, _Weights):
-            return source if packet in _SCALE and output.shape == known[0][0].shape else None
+            if packet not in _SCALE or output.shape != known[0][0].shape:
+                return None
+            return replace(source, is_counted=packet is aten.div and known[-1][0].shape == (*output.shape[:-1], 1))
+        if packet in _UNNORMALIZED:
+            return _Weights(source, tuple(output.shape), _UNNORMALIZED[packet])
         if packet in _SOFTMAX:
             return _Weights(source, tuple(output.shape)) if args[1] in (-1, output.ndim - 1) else None
         if packet in _SCALE:
@@ -177,6 +191,7 @@ class AttentionTap:
                 scale=product.scale,
                 mask=_four_dims(mask),
                 tokens=self._tokens_of(query),
+                kind=weights.kind,
             )
         )
 

@@ -53,7 +53,18 @@ def shadow_pass(
 
     >>> shadow_pass(model, (tokens,), {}, frozenset({Need.ATTENTION}), lambda need, view: print(view.name))
     """
-    args, kwargs = first_rows(args, kwargs)
+    tap(model, *first_rows(args, kwargs), needs, observe, prefix)
+
+
+def tap(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    needs: frozenset[Need],
+    observe: Observer,
+    prefix: str = "",
+) -> None:
+    """`shadow_pass` on all the rows that are given."""
     tokens = next(
         (leaf for leaf in _tensors([kwargs.get("input_ids")], {}) + _tensors(args, kwargs) if is_tokens(leaf)), None
     )

@@ -17,6 +17,8 @@ DIMS = {
     "circuits/omega": ("layer", "head"),
     "circuits/mu": ("layer", "head"),
     "circuits/off_diagonal": ("layer", "head"),
+    "attention/value_norm": ("layer", "head", "position"),
+    "residual/peak": ("block",),
     "gradients/norm": ("parameter",),
     "updates/ratio": ("parameter",),
     "adam/update_rms": ("parameter",),

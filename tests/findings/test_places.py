@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynascope.findings.activations import DeadUnits
-from dynascope.findings.attention import AttentionSink, EntropyCollapse
+from dynascope.findings.attention import EntropyCollapse
 from dynascope.findings.curvature import EdgeOfStability
 from dynascope.findings.speed import ThroughputLoss
 
@@ -55,16 +55,6 @@ def test_collapse_of_one_head_while_gradients_grow_is_critical(told: Any) -> Non
 
 def test_layer_that_was_always_sharp_is_silent(told: Any) -> None:
     assert told(EntropyCollapse, {"attention/entropy_normalized": np.full((30, 1, 2), 0.05)}) == []
-
-
-def test_sinks_are_told_when_many_heads_have_one(told: Any) -> None:
-    mass = np.full((20, 2, 4, 8), 0.02)
-    mass[:, 0, 0, 0] = 0.9  # one head of eight is no news
-    assert told(AttentionSink, {"attention/sink_mass": mass}) == []
-    mass[12:, :, 1, 0] = 0.8
-    (finding,) = told(AttentionSink, {"attention/sink_mass": mass})
-    assert (finding.step, finding.severity, finding.where) == (12, "info", "head 0 of layer 0")
-    assert finding.evidence["share_of_heads"] == pytest.approx(3 / 8)
 
 
 def test_sharpness_below_the_edge_is_silent_and_at_the_edge_told(told: Any) -> None:

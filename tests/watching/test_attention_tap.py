@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynascope.nn import relu_attention, sigmoid_attention, softmax1
 from dynascope.probes.probe import Need
 from dynascope.probes.views import AttentionCall, attention_blocks
 from dynascope.watching.shadow import shadow_pass
@@ -158,3 +159,36 @@ def test_a_softmax_that_is_no_attention_is_left_alone() -> None:
             return torch.einsum("bte,btd,edf->btf", share, x, self.experts)
 
     assert calls_of(Mixture(), torch.randn(2, 5, 8)) == []
+
+
+UNNORMALIZED = {"relu": relu_attention, "sigmoid": sigmoid_attention, "softmax1": softmax1}
+
+
+class Unnormalized(nn.Module):
+    """Attention whose weights need not sum to one, or an MLP of experts that looks like it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.up, self.down = (nn.Parameter(torch.randn(ROWS, *size)) for size in ((8, 16), (16, 8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "experts":
+            return torch.relu(x[:, 0] @ self.up) @ self.down
+        if self.how == "gated experts":
+            return torch.sigmoid(x[:, 0] @ self.up) @ self.down
+        return UNNORMALIZED[self.how](x, x.flip(2), x, is_causal=True)
+
+
+@pytest.mark.parametrize(("how", "kind"), [("relu", "relu"), ("sigmoid", "sigmoid"), ("softmax1", "softmax")])
+def test_attention_that_need_not_sum_to_one_is_found(how: str, kind: str) -> None:
+    x = torch.randn(ROWS, HEADS, LENGTH, HEAD_DIM)
+    model = Unnormalized(how)
+    (call,) = calls_of(model, x)
+    assert call.kind == kind
+    torch.testing.assert_close(weights_of(call) @ call.value, model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["experts", "gated experts"])
+def test_an_mlp_of_experts_is_no_attention(how: str) -> None:
+    assert calls_of(Unnormalized(how), torch.randn(ROWS, 1, LENGTH, 8)) == []

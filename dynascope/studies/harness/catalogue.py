@@ -15,6 +15,7 @@ from typing import Any
 from dynascope.studies.harness.study import Study
 
 STUDIES = (
+    "active-dormant-heads",
     "data-diet",
     "exact-permutations",
     "grokking-lazy-rich",

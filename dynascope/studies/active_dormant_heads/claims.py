@@ -1,0 +1,141 @@
+"""What active-dormant-heads claims, and how it is measured."""
+
+from typing import Literal
+
+from dynascope.findings.extreme_tokens import log_slope, reinforcement
+from dynascope.record import Record
+from dynascope.studies.harness import Claim
+
+LATE = 0.25
+"""The share of steps that the late slope of the sink logit leaves out."""
+
+
+def last(record: Record, name: str) -> float:
+    """A series of the one layer's one head, at the end."""
+    return float(record[name].values[-1].squeeze())
+
+
+def peak_growth(record: Record) -> float:
+    """Ratio of the residual norm at <s> to the others' after the middle block, at the end over a third of the way."""
+    peaks = record["extreme/peak_mean"]
+    third = int(peaks.step[-1]) // 3
+    middle = peaks.sizes["block"] // 2
+    return float(peaks.values[-1, middle] / peaks.sel(step=third).values[middle])
+
+
+def reinforced(record: Record) -> float:
+    """Spearman's rank correlation of sink score and minus the value drain over checkpoints."""
+    return reinforcement(record["extreme/sink_score"].values[:, 0, 0], record["extreme/value_drain"].values[:, 0, 0])
+
+
+def late_slope(record: Record) -> float:
+    """Slope of the sink logit against the log of the step over the last three quarters of the steps."""
+    logit = record["extreme/sink_logit"]
+    return log_slope(logit.step.values, logit.values[:, 0, 0], since=LATE * float(logit.step[-1]))
+
+
+def claim(
+    id: str, statement: str, source: str, quantity: str, op: Literal["<", ">", "<="], threshold: float, of: str
+) -> Claim:
+    """A claim on a series at the end of one arm: `of` is "arm series"."""
+    arm, name = of.split()
+    return Claim(id, statement, source, None, quantity, lambda runs: last(runs[arm], name), op, threshold)
+
+
+CLAIMS = [
+    claim(
+        "sink-elsewhere",
+        "A softmax head parks on <s> where there is nothing to copy.",
+        "Section 3.1, Figure 3",
+        "attention to <s> on queries that are no triggers",
+        ">",
+        0.8,
+        "softmax extreme/sink_score",
+    ),
+    claim(
+        "no-sink-at-triggers",
+        "It does not at triggers, where it copies.",
+        "Section 3.1, Figure 3",
+        "attention to <s> on triggers",
+        "<",
+        0.05,
+        "softmax triggers/sink_score",
+    ),
+    claim(
+        "drain",
+        "The value of <s> drains.",
+        "Section 3.1, Figure 3",
+        "norm of the value of <s> over the mean of the others",
+        "<",
+        0.35,
+        "softmax extreme/value_drain",
+    ),
+    claim(
+        "relu-no-sink",
+        "ReLU attention has no sink.",
+        "Section 3.3, Figure 8",
+        "attention to <s> on queries that are no triggers",
+        "<",
+        0.05,
+        "relu extreme/sink_score",
+    ),
+    claim(
+        "relu-no-drain",
+        "Nor does the value of <s> drain under it.",
+        "Section 3.3, Figure 8",
+        "norm of the value of <s> over the mean of the others",
+        ">",
+        0.6,
+        "relu extreme/value_drain",
+    ),
+    Claim(
+        id="relu-solves-the-task",
+        statement="And it copies as well as softmax attention.",
+        source="Section 3.3",
+        paper_value=None,
+        quantity="|copy cross-entropy, ReLU less softmax| (nats)",
+        measure=lambda runs: abs(last(runs["relu"], "risk/copy") - last(runs["softmax"], "risk/copy")),
+        op="<=",
+        threshold=0.02,
+    ),
+    Claim(
+        id="adam-grows-a-peak",
+        statement="With three layers and Adam the residual state of <s> keeps growing.",
+        source="Section 3.2, Figure 7",
+        paper_value=None,
+        quantity="residual ratio of <s> after the middle block, end over a third of the way",
+        measure=lambda runs: peak_growth(runs["deep-adam"]),
+        op=">",
+        threshold=1.25,
+    ),
+    Claim(
+        id="sgd-grows-none",
+        statement="From the same start SGD grows no such peak.",
+        source="Section 3.3, Figure 8",
+        paper_value=None,
+        quantity="residual ratio of <s> after the middle block, end over a third of the way",
+        measure=lambda runs: peak_growth(runs["deep-sgd"]),
+        op="<",
+        threshold=1.15,
+    ),
+    Claim(
+        id="mutual-reinforcement",
+        statement="The sink grows as the value drains.",
+        source="Section 3.2, Theorem 2",
+        paper_value=None,
+        quantity="rank correlation of sink score and minus value drain over checkpoints",
+        measure=lambda runs: reinforced(runs["softmax"]),
+        op=">",
+        threshold=0.9,
+    ),
+    Claim(
+        id="half-log-t",
+        statement="Late in training the sink logit grows about as half the log of time.",
+        source="Section 3.2, Theorem 2",
+        paper_value=0.5,
+        quantity="|slope of the sink logit against log step - 0.5|, from a quarter of the steps on",
+        measure=lambda runs: abs(late_slope(runs["softmax"]) - 0.5),
+        op="<=",
+        threshold=0.3,
+    ),
+]
