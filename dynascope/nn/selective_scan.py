@@ -14,14 +14,14 @@ from torch.utils.checkpoint import checkpoint
 from dynascope.nn.gated_linear_attention import Scores, log_gates
 from dynascope.nn.linear_attention import causal_linear_attention
 
-CHUNK = 16
+CHUNK = 32
 """Positions whose decays, inputs and states exist at one time: few enough to stay in the cache."""
 
 
 def selective_scan(
     u: Float[Tensor, "batch length channels"],
     delta: Float[Tensor, "batch length channels"],
-    A: Float[Tensor, "channels #states"],
+    A: Float[Tensor, "channels rates"],
     B: Float[Tensor, "batch length states"],
     C: Float[Tensor, "batch length states"],
     D: Float[Tensor, " channels"] | None = None,
@@ -32,7 +32,7 @@ def selective_scan(
     """o_t = C_t h_t (+ D u_t) with h_t = e^{Δ_t A} h_{t-1} + B̄_t u_t, one state of `states` numbers a channel, h_0 = 0.
 
     B̄ is (e^{ΔA} - 1)/A · B under exact zero-order hold ("zoh") and ΔB in the form that Mamba's own code uses ("euler").
-    `A` < 0 has one column where all states decay alike. Where Δ is 0 nothing enters and nothing is forgotten, which is how
+    `A` < 0 has a rate for every state, or one for all states of a channel. Where Δ is 0 nothing enters and nothing is forgotten, which is how
     padding is left out.
 
     Time is linear in the length. Memory: what goes in and comes out, one state every `chunk` positions, and chunk · batch ·
@@ -40,7 +40,7 @@ def selective_scan(
     float32 at least. The Mamba layer of the literature is `discretization="euler"`; its peers are mamba-ssm (CUDA) and the
     slow path of Hugging Face, which holds length · channels · states numbers several times over.
 
-    Raises ValueError for a chunk below 1 and another discretization.
+    Raises ValueError for a chunk below 1, another discretization, and another number of rates.
 
     >>> selective_scan(u, F.softplus(steps), -torch.exp(A_log), B, C, D, discretization="euler")
     """
@@ -48,6 +48,8 @@ def selective_scan(
         raise ValueError(f"chunk={chunk} must be at least 1")
     if discretization not in ("zoh", "euler"):
         raise ValueError(f"discretization is zoh or euler, not {discretization!r}")
+    if A.shape[1] not in (1, B.shape[2]):
+        raise ValueError(f"A has {A.shape[1]} rates a channel; give it one, or one for each of the {B.shape[2]} states")
     dtype = torch.promote_types(u.dtype, torch.float32)
     by_time = [one.to(dtype).transpose(0, 1) for one in (u, delta, B, C)]
     A = A.to(dtype)
@@ -55,7 +57,7 @@ def selective_scan(
     is_traced = torch.is_grad_enabled() and any(one.requires_grad for one in (*by_time, A))
     outputs = []
     for parts in zip(*(one.split(chunk) for one in by_time), strict=True):
-        if is_traced:
+        if is_traced and len(u[0]) > chunk:
             step = (*parts, A, state, discretization)
             output, state = checkpoint(_scan_chunk, *step, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -193,12 +195,27 @@ def _scan_chunk(
     u: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor, state: Tensor, discretization: str
 ) -> tuple[Tensor, Tensor]:
     """Outputs of some positions, (time, batch, channels), and the state after them."""
-    log_decay = delta[..., None] * A
-    if discretization == "euler":
+    is_euler = discretization == "euler"
+    if A.shape[1] == 1:
+        passes = delta * A[:, 0]
+        entering = (delta if is_euler else torch.expm1(passes) / A[:, 0]) * u
+        return _attend_chunk(passes, entering, B, C, state)
+    passes = delta[..., None] * A
+    if is_euler:
         entering = (delta * u)[..., None] * B[:, :, None]
-    elif A.shape[1] == 1:
-        entering = (torch.expm1(log_decay)[..., 0] / A[:, 0] * u)[..., None] * B[:, :, None]
     else:
-        entering = torch.expm1(log_decay) / A * u[..., None] * B[:, :, None]
-    states: Tensor = _LinearRecurrence.apply(log_decay.exp(), entering, state)  # type: ignore[no-untyped-call]
+        entering = torch.expm1(passes) / A * u[..., None] * B[:, :, None]
+    states: Tensor = _LinearRecurrence.apply(passes.exp(), entering, state)
     return (states @ C[..., None])[..., 0], states[-1]
+
+
+def _attend_chunk(passes: Tensor, entering: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where a channel's states decay alike: positions attend to each other, and no state of each is formed."""
+    since = passes.cumsum(0)
+    is_later = torch.ones(len(since), len(since), dtype=torch.bool, device=since.device).triu(1)
+    decay = (since[:, None] - since).masked_fill(is_later[..., None, None], -math.inf).exp()
+    attention = torch.einsum("tbn,kbn->tkb", C, B)
+    inside = (decay * attention[..., None] * entering).sum(1)
+    output = inside + since.exp() * torch.einsum("bdn,tbn->tbd", state, C)
+    left = (since[-1] - since).exp() * entering
+    return output, since[-1].exp()[..., None] * state + torch.einsum("kbd,kbn->bdn", left, B)

@@ -110,7 +110,9 @@ def mamba_scores(model: nn.Module, inputs: Any) -> Scores:
     """
     mixers = [one for one in model.modules() if all(hasattr(one, part) for part in _PARTS) and one.A_log.ndim == 2]
     if not mixers:
-        raise ValueError(f"{type(model).__name__} has no Mamba layers; give it a method scores(prompts), or use another model")
+        raise ValueError(
+            f"{type(model).__name__} has no Mamba layers; give it a method scores(prompts), or use another model"
+        )
     found: dict[nn.Module, Scores] = {}
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

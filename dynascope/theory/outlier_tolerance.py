@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
-from dynascope.data.in_context.outliers import OutlierICL, OutlierPrompts, Placement, Rule
+from dynascope.data.in_context.outliers import Cover, OutlierICL, OutlierPrompts, Placement, Rule
 
 Predictor = Callable[[Tensor], Tensor]
 """From prompts (batch, tokens, width) to numbers (batch,) whose sign is the predicted label."""
@@ -81,13 +82,21 @@ class Vote:
     ties: float
 
 
-def majority_vote(length: int, alpha: float, rule: str = "flip") -> Vote:
-    """Linear attention that is ideal: every example with the query's pattern has one vote, whether outlier or not.
+def majority_vote(
+    length: int,
+    alpha: float,
+    rule: str = "flip",
+    *,
+    attends: Literal["pattern", "task"] = "pattern",
+    is_exact: bool = True,
+) -> Vote:
+    """Linear attention that is ideal: each example that it attends to has one vote, whether outlier or not.
 
-    Each example has that pattern with probability 1/2, and round(alpha · length) of them are outliers. Under flip the vote is
-    lost when Binomial(length, 1/2) stays below the number of outliers: half of the time from alpha = 1/2 on, and almost surely
-    beyond it. Under target it is lost like that for one of the two labels only; under random an outlier votes ±1.
-    Source: 2510.00399, Theorem 2 (alpha < 1/2).
+    "pattern": it attends to examples with the query's pattern, a half of all, as in the paper's proofs. "task": also, with the
+    opposite sign, to those with the task's other pattern, which trained models do. round(alpha · length) examples are outliers,
+    or each with probability alpha (`is_exact=False`). Under flip the vote of the pattern is lost when Binomial(length, 1/2) is
+    below the number of outliers: half of the time from alpha = 1/2 on, and almost surely beyond it. Under target that is so
+    for one of the two labels; under random an outlier votes ±1. Source: 2510.00399, Theorem 2 (alpha < 1/2).
 
     Raises ValueError for another rule, and for impossible shares and lengths.
 
@@ -98,18 +107,23 @@ def majority_vote(length: int, alpha: float, rule: str = "flip") -> Vote:
         raise ValueError(f"rule is flip, target or random, not {rule!r}")
     if not 0 <= alpha <= 1 or length < 0:
         raise ValueError(f"alpha={alpha} must lie between 0 and 1 and length={length} not below 0")
-    outliers = round(alpha * length)
-    if rule == "random":
-        votes = stats.binom.pmf(np.arange(length - outliers + 1), length - outliers, 0.5)
-        for _ in range(outliers):
-            votes = np.convolve(votes, [0.25, 0.5, 0.25])
-        # The first entry is now the vote of -outliers.
-        return Vote(float(votes[:outliers].sum()), float(votes[outliers]))
-    error, ties = float(stats.binom.cdf(outliers - 1, length, 0.5)), float(stats.binom.pmf(outliers, length, 0.5))
-    if rule == "flip":
-        return Vote(error, ties)
-    # For the other label all vote right, and there is a tie when nobody votes.
-    return Vote(error / 2, (ties + 0.5**length) / 2)
+    heard = 0.5 if attends == "pattern" else 1.0
+    # Chances of the votes -1, 0 and 1; an outlier's by the query's label where that makes a difference.
+    clean, lost, coin = (
+        np.array(one) for one in ([0, 1 - heard, heard], [heard, 1 - heard, 0], [heard / 2, 1 - heard, heard / 2])
+    )
+    outlier = {"flip": [lost], "random": [coin], "target": [clean, lost] if attends == "pattern" else [coin]}[rule]
+    outcomes = []
+    for votes in outlier:
+        if is_exact:
+            num = round(alpha * length)
+            each = [clean] * (length - num) + [votes] * num
+        else:
+            each = [(1 - alpha) * clean + alpha * votes] * length
+        chances = reduce(np.convolve, each, np.ones(1))
+        outcomes.append((chances[:length].sum(), chances[length]))
+    error, ties = np.mean(outcomes, axis=0)
+    return Vote(float(error), float(ties))
 
 
 def prompt_errors(predicted: Float[Tensor, " batch"], labels: Float[Tensor, " batch"]) -> Float[Tensor, "2"]:
@@ -138,6 +152,7 @@ def outlier_tolerance_curve(
     rules: Mapping[str, Rule] | Sequence[str] = ("flip", "target", "random"),
     *,
     task: OutlierICL,
+    cover: Cover = "all",
     count: int = 4000,
     generator: torch.Generator | None = None,
 ) -> ToleranceCurve:
@@ -150,7 +165,10 @@ def outlier_tolerance_curve(
     named: Mapping[str, Rule] = rules if isinstance(rules, Mapping) else {rule: rule for rule in rules}  # type: ignore[misc]
     errors, ties = {}, {}
     for name, rule in named.items():
-        measured = [_error(model, task.test_batch(alpha, rule, count=count, generator=generator)) for alpha in alphas]
+        measured = [
+            _error(model, task.test_batch(alpha, rule, cover=cover, count=count, generator=generator))
+            for alpha in alphas
+        ]
         errors[name], ties[name] = torch.stack(measured, dim=1)
     return ToleranceCurve(tuple(alphas), errors, ties)
 

@@ -71,9 +71,13 @@ class OutlierICL:
     ) -> None:
         used = num_relevant + num_irrelevant + num_triggers
         if num_relevant < 2 or num_irrelevant < 1 or num_triggers < 1 or length < 0:
-            raise ValueError("there must be at least two relevant patterns, one irrelevant, one trigger, and no negative length")
+            raise ValueError(
+                "there must be at least two relevant patterns, one irrelevant, one trigger, and no negative length"
+            )
         if used > dim:
-            raise ValueError(f"{used} orthogonal directions do not fit into dim={dim}; raise dim or have fewer patterns")
+            raise ValueError(
+                f"{used} orthogonal directions do not fit into dim={dim}; raise dim or have fewer patterns"
+            )
         if beta <= 0:
             raise ValueError(f"beta={beta} must be above 0")
         _refuse_share("p_a", p_a)
@@ -87,7 +91,9 @@ class OutlierICL:
         self.triggers = beta * triggers if trigger_norm == "beta" else triggers
         self.training_tasks = self.tasks(task_cover)
         if not torch.equal(*(self.training_tasks[:, side].bincount(minlength=num_relevant) for side in (0, 1))):
-            raise ValueError("task_cover must have every pattern as often with label +1 as with -1; add the tasks (b, a)")
+            raise ValueError(
+                "task_cover must have every pattern as often with label +1 as with -1; add the tasks (b, a)"
+            )
 
     def tasks(self, cover: Cover) -> Int[Tensor, "tasks 2"]:
         """The tasks of a cover; "seen" are those of training, "unseen" all others. Raises ValueError if there are none."""
@@ -95,7 +101,9 @@ class OutlierICL:
         every = [(a, b) for a in range(num) for b in range(num) if a != b]
         if not isinstance(cover, str):
             if not cover or any(task not in every for task in map(tuple, cover)):
-                raise ValueError(f"tasks are pairs of two different patterns below {num}, and there must be one at least")
+                raise ValueError(
+                    f"tasks are pairs of two different patterns below {num}, and there must be one at least"
+                )
             return torch.tensor([list(task) for task in cover])
         if cover == "all":
             return torch.tensor(every)
@@ -115,7 +123,9 @@ class OutlierICL:
         """Fresh training prompts: each example is an outlier with probability p_a and then has a coin's label."""
         generator = generator or self.generator
         is_outlier = torch.rand(count, self.length, generator=generator) < self.p_a
-        return self._assemble(self.training_tasks, is_outlier, self.triggers, "random", self.K, self.kappa_a, 0, generator)
+        return self._assemble(
+            self.training_tasks, is_outlier, self.triggers, "random", self.K, self.kappa_a, 0, generator
+        )
 
     def test_batch(
         self,
@@ -164,7 +174,9 @@ class OutlierICL:
         else:
             is_outlier = order < alpha
         num = len(self.triggers)
-        mixed = torch.tensor(lambdas if lambdas is not None else PAPERS_LAMBDAS if num == 3 else torch.eye(num).tolist())
+        mixed = torch.tensor(
+            lambdas if lambdas is not None else PAPERS_LAMBDAS if num == 3 else torch.eye(num).tolist()
+        )
         if mixed.ndim != 2 or mixed.shape[1] != num or bool((mixed.sum(1) <= 0).any()):
             raise ValueError(f"each of lambdas must have {num} numbers, one a trigger, with a sum above 0")
         bounds = self.K if K is None else K, self.kappa_a if kappa_a is None else kappa_a

@@ -18,6 +18,7 @@ STUDIES = (
     "data-diet",
     "exact-permutations",
     "grokking-lazy-rich",
+    "mamba-icl-outliers",
     "mesa-optimization",
     "neural-tangent-kernel",
     "sigma-reparam",
