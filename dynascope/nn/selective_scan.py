@@ -15,7 +15,7 @@ from dynascope.nn.gated_linear_attention import Scores, log_gates
 from dynascope.nn.linear_attention import causal_linear_attention
 
 CHUNK = 32
-"""Positions whose decays, inputs and states exist at one time: few enough to stay in the cache."""
+"""Positions whose decays, inputs and states exist at one time."""
 
 
 def selective_scan(
@@ -32,11 +32,11 @@ def selective_scan(
     """o_t = C_t h_t (+ D u_t) with h_t = e^{Δ_t A} h_{t-1} + B̄_t u_t, one state of `states` numbers a channel, h_0 = 0.
 
     B̄ is (e^{ΔA} - 1)/A · B under exact zero-order hold ("zoh") and ΔB in the form that Mamba's own code uses ("euler").
-    `A` < 0 has a rate for every state, or one for all states of a channel. Where Δ is 0 nothing enters and nothing is forgotten, which is how
-    padding is left out.
+    `A` < 0 has a rate for every state, or one for all states of a channel. Where Δ is 0 nothing enters and nothing is
+    forgotten, which is how padding is left out.
 
     Time is linear in the length. Memory: what goes in and comes out, one state every `chunk` positions, and chunk · batch ·
-    channels · states numbers while a chunk is worked on; the backward pass works a chunk out again. States are kept in
+    channels · states numbers (chunk² · batch · channels with one rate) while a chunk is worked on; the backward pass works a chunk out again. States are kept in
     float32 at least. The Mamba layer of the literature is `discretization="euler"`; its peers are mamba-ssm (CUDA) and the
     slow path of Hugging Face, which holds length · channels · states numbers several times over.
 

@@ -1,12 +1,11 @@
 """Training against poisoned prompts: known triggers with random labels are put into the prompts of any loader."""
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 
 def insert_triggers(
@@ -59,7 +58,7 @@ class TriggerAugmentation:
 
     def __init__(
         self,
-        loader: DataLoader[Any],
+        loader: Iterable[Any],
         triggers: Float[Tensor, "triggers features"],
         p_a: float,
         *,
@@ -83,7 +82,8 @@ class TriggerAugmentation:
         if isinstance(batch, Mapping):
             return {**batch, self.key: self._with_triggers(batch[self.key])}
         assert isinstance(self.key, int)
-        return type(batch)(self._with_triggers(part) if at == self.key else part for at, part in enumerate(batch))
+        parts = [self._with_triggers(part) if at == self.key else part for at, part in enumerate(batch)]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
 
     def _with_triggers(self, prompts: Tensor) -> Tensor:
         return insert_triggers(prompts, self.triggers, self.p_a, generator=self.generator)[0]
