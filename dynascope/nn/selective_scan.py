@@ -35,10 +35,10 @@ def selective_scan(
     `A` < 0 has a rate for every state, or one for all states of a channel. Where Δ is 0 nothing enters and nothing is
     forgotten, which is how padding is left out.
 
-    Time is linear in the length. Memory: what goes in and comes out, one state every `chunk` positions, and chunk · batch ·
-    channels · states numbers (chunk² · batch · channels with one rate) while a chunk is worked on; the backward pass works a chunk out again. States are kept in
-    float32 at least. The Mamba layer of the literature is `discretization="euler"`; its peers are mamba-ssm (CUDA) and the
-    slow path of Hugging Face, which holds length · channels · states numbers several times over.
+    Time is linear in the length. Memory: what goes in and comes out, one state every `chunk` positions, and while a chunk is
+    worked on chunk · batch · channels · states numbers (chunk² · batch · channels with one rate); the backward pass works it
+    out again. States are kept in float32 at least. The Mamba layer of the literature is `discretization="euler"`; its peers
+    are mamba-ssm (CUDA) and the slow path of Hugging Face, which holds length · channels · states numbers several times.
 
     Raises ValueError for a chunk below 1, another discretization, and another number of rates.
 

@@ -51,7 +51,7 @@ def test_gradients(rates: int, discretization: str) -> None:
 
 
 def test_where_the_step_is_zero_nothing_happens() -> None:
-    u, delta, A, B, C, D = inputs()
+    u, delta, A, B, C, _ = inputs()
     delta[:, 3:6] = 0.0
     kept = torch.tensor([0, 1, 2, 6, 7, 8, 9, 10])
     found = selective_scan(u, delta, A, B, C)

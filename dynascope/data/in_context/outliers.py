@@ -89,6 +89,10 @@ class OutlierICL:
         )
         self.relevant, self.irrelevant = beta * self.relevant, beta * self.irrelevant
         self.triggers = beta * triggers if trigger_norm == "beta" else triggers
+        if task_cover in ("seen", "unseen"):
+            raise ValueError(
+                f"task_cover={task_cover!r} says nothing before there is training; use all, cyclic or a list"
+            )
         self.training_tasks = self.tasks(task_cover)
         if not torch.equal(*(self.training_tasks[:, side].bincount(minlength=num_relevant) for side in (0, 1))):
             raise ValueError(
@@ -124,7 +128,7 @@ class OutlierICL:
         generator = generator or self.generator
         is_outlier = torch.rand(count, self.length, generator=generator) < self.p_a
         return self._assemble(
-            self.training_tasks, is_outlier, self.triggers, "random", self.K, self.kappa_a, 0, generator
+            self.training_tasks, is_outlier, self.triggers, "random", self.K, self.kappa_a, 0.0, generator
         )
 
     def test_batch(

@@ -143,11 +143,11 @@ def test_a_loader_is_wrapped_whatever_its_batches_are() -> None:
     loader = DataLoader(TensorDataset(prompts, labels), batch_size=3)
     augmented = TriggerAugmentation(loader, torch.ones(1, 2), 1.0)
     assert len(augmented) == 2
-    for found, own in augmented:
+    for at, (found, own) in enumerate(augmented):
+        assert own.tolist() == labels[3 * at : 3 * at + 3].tolist()
         assert (found[:, :-1, :2] == 1).all()
         assert (found[:, -1] == 0).all()
-    assert own.tolist() == [3.0, 4.0, 5.0]
-    pair = namedtuple("pair", ["y", "prompts"])  # noqa: PYI024
+    pair = namedtuple("pair", ["y", "prompts"])
     for batch, key in ((prompts, 0), ({"prompts": prompts, "y": labels}, "prompts"), (pair(labels, prompts), 1)):
         (out,) = TriggerAugmentation([batch], torch.ones(1, 2), 1.0, key=key)
         assert type(out) is type(batch)
