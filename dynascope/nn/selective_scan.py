@@ -57,11 +57,8 @@ def selective_scan(
     is_traced = torch.is_grad_enabled() and any(one.requires_grad for one in (*by_time, A))
     outputs = []
     for parts in zip(*(one.split(chunk) for one in by_time), strict=True):
-        if is_traced and len(u[0]) > chunk:
-            step = (*parts, A, state, discretization)
-            output, state = checkpoint(_scan_chunk, *step, use_reentrant=False, preserve_rng_state=False)
-        else:
-            output, state = _scan_chunk(*parts, A, state, discretization)
+        run = _checkpointed if is_traced and len(u[0]) > chunk else _scan_chunk
+        output, state = run(parts, A, state, discretization)
         outputs.append(output)
     scanned = torch.cat(outputs).transpose(0, 1)
     if D is not None:
@@ -191,10 +188,16 @@ def _recur(a: Tensor, b: Tensor, start: Tensor, states: Tensor) -> None:
         start = states[t]
 
 
-def _scan_chunk(
-    u: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor, state: Tensor, discretization: str
-) -> tuple[Tensor, Tensor]:
-    """Outputs of some positions, (time, batch, channels), and the state after them."""
+def _checkpointed(parts: tuple[Tensor, ...], A: Tensor, state: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = checkpoint(
+        _scan_chunk, parts, A, state, discretization, use_reentrant=False, preserve_rng_state=False
+    )
+    return result
+
+
+def _scan_chunk(parts: tuple[Tensor, ...], A: Tensor, state: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
+    """Outputs of some positions, (time, batch, channels), from their u, Δ, B and C, and the state after them."""
+    u, delta, B, C = parts
     is_euler = discretization == "euler"
     if A.shape[1] == 1:
         passes = delta * A[:, 0]

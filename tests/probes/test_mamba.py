@@ -181,10 +181,10 @@ def test_the_probe_reads_our_models_and_those_of_hugging_face(tmp_path: Path) ->
 def test_the_probes_pure_form_is_the_decomposition_of_the_last_position() -> None:
     model = transformers.MambaModel(transformers.MambaConfig(**SIZES, state_size=4)).eval()
     inputs = torch.randn(2, 7, 12)
-    scores = mamba_scores(model, {"inputs_embeds": inputs})
-    states = model(inputs_embeds=inputs, output_hidden_states=True).hidden_states
-    block = model.layers[1]
-    parts = decompose_mamba_layer(block.mixer, block.norm(states[1]))
+    second, entering = model.layers[1].mixer, []
+    with second.register_forward_pre_hook(lambda module, args: entering.append(args[0])):
+        scores = mamba_scores(model, {"inputs_embeds": inputs})
+    parts = decompose_mamba_layer(second, entering[0])
     torch.testing.assert_close(scores.attention[1], parts.attention[:, -1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(scores.gate[1], parts.gate.mean(1)[:, -1], rtol=1e-4, atol=1e-6)
     view = ModelView(0, model, (), {}, 0.1)

@@ -111,7 +111,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
 
 def test(config: Config, task: OutlierICL, predict: Any, generator: torch.Generator, record: StudyRecord) -> None:
     """Errors by share of outliers, rule, placement and pair of patterns."""
-    settings = {"count": config.num_tests, "generator": generator}
+    settings: dict[str, Any] = {"count": config.num_tests, "generator": generator}
     curve = outlier_tolerance_curve(predict, ALPHAS, RULES, task=task, **settings)
     for rule in RULES:
         record.declare(Series(f"error/{rule}", ("alpha",), coords={"alpha": list(ALPHAS)}))
