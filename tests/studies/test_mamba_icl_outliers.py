@@ -29,6 +29,7 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
             "gated-no-outliers": robust,
         }
         ratios = {"gated": 1.2, "gated-no-outliers": 8.0}
+    errors["gated-two-lrs"] = errors["gated"]
     arms: dict[str, dict[str, object]] = {}
     for arm in STUDY.arms:
         is_hurt = ("gated" in arm) == is_effect

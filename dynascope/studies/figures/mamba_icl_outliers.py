@@ -11,7 +11,7 @@ from dynascope.studies.harness import Runs
 from dynascope.theory.outlier_tolerance import majority_vote
 
 RULES = ("flip", "target", "random")
-MODELS = {"gated": "Mamba", "linear": "linear transformer"}
+MODELS = {"gated": "Mamba", "gated-two-lrs": "Mamba, gate faster", "linear": "linear transformer"}
 VOTE = "majority vote"
 DEEP = {"gated-deep": "Mamba, 3 layers", "linear-deep": "linear, 3 layers"}
 PLACEMENTS = ("farthest", "random", "closest")

@@ -42,15 +42,17 @@ def steps(runs: Runs, arm: str) -> float:
     return float(runs[arm]["steps_to_hinge"].values[-1])
 
 
-def open_claim(rule: str) -> Claim:
-    """The paper's own figure, which small budgets were not seen to reach."""
+def open_claim(rule: str, arm: str) -> Claim:
+    """The paper's own figure, out of reach of small budgets with one learning rate for everything."""
+    has_two = arm == "gated-two-lrs"
     return Claim(
-        id=f"C9-{rule}",
-        statement=f"Mamba is all but always right at 80 % outliers, label rule {rule}.",
+        id=f"C9-{rule}{'-two-lrs' if has_two else ''}",
+        statement=f"Mamba is all but always right at 80 % outliers, label rule {rule}"
+        f"{', its gate trained faster than its attention' if has_two else ''}.",
         source="Figure 1",
         paper_value="below 0.01 up to alpha near 0.8",
         quantity="test error at alpha 0.8",
-        measure=lambda runs: error(runs, "gated", 0.8, rule),
+        measure=lambda runs: error(runs, arm, 0.8, rule),
         op="<",
         threshold=0.01,
     )
@@ -187,7 +189,7 @@ claims = [
         op=">=",
         threshold=-1.0,
     ),
-    *[open_claim(rule) for rule in RULES],
+    *[open_claim(rule, arm) for arm in ("gated", "gated-two-lrs") for rule in RULES],
     Claim(
         id="C10",
         statement="Training on neighbouring pairs of patterns alone leaves errors on the other pairs.",
