@@ -52,6 +52,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Attention": ("attention", "scan", "circuits", "extreme"),
     "Activations and residual stream": ("activations", "residual"),
     "Curvature": ("curvature",),
+    "Learning in context": ("mamba",),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"
