@@ -52,7 +52,9 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Attention": ("attention", "scan", "circuits", "extreme"),
     "Activations and residual stream": ("activations", "residual"),
     "Curvature": ("curvature",),
-    "Learning in context": ("mamba",),
+    "Tangent kernel": ("kernel", "modes"),
+    "Ensemble": ("ensemble",),
+    "Learning in context": ("mesa", "mamba"),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"
