@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from dynascope.nn.gated_linear_attention import Scores, log_gates
 from dynascope.nn.linear_attention import causal_linear_attention
 
-CHUNK = 32
-"""Positions whose decays, inputs and states exist at one time."""
+CHUNK, ATTENDING = 16, 32
+"""Positions that are worked on at one time: so few that their states stay in the cache, and more where none are formed."""
 
 
 def selective_scan(
@@ -156,7 +156,7 @@ class MambaZOH(nn.Module):
         delta = F.softplus(u @ self.w[number].T)
         if mask is not None:
             delta = delta.masked_fill(~mask[..., None], 0.0)
-        return selective_scan(u, delta, u.new_full((u.shape[2], 1), self.A), B, C)
+        return selective_scan(u, delta, u.new_full((u.shape[2], 1), self.A), B, C, chunk=ATTENDING)
 
 
 class _LinearRecurrence(torch.autograd.Function):

@@ -90,7 +90,7 @@ def test_only_the_gate_sees_positions() -> None:
     torch.testing.assert_close(linear(P), linear(P[:, order]))
     with torch.no_grad():
         gated.w.zero_()  # type: ignore[union-attr]
-    assert float((gated(P) - gated(P[:, order])).abs().max()) > 1e-3
+    assert bool((gated(P) - gated(P[:, order])).abs().max() > 1e-3)
 
 
 def test_attention_at_the_start_is_a_product_of_inputs() -> None:
@@ -108,7 +108,7 @@ def test_attention_at_the_start_is_a_product_of_inputs() -> None:
 def test_flipped_labels_flip_the_prediction_only_where_nothing_else_sees_them() -> None:
     model, P = anywhere(), prompts()
     flipped = P * torch.cat([torch.ones(D), -torch.ones(1)])
-    assert float((model(flipped) + model(P)).abs().max()) > 1e-3
+    assert bool((model(flipped) + model(P)).abs().max() > 1e-3)
     with torch.no_grad():
         model.w[-1] = 0.0  # type: ignore[index]
         model.W_B[:, -1] = 0.0
