@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fabricated import assert_tells_apart, fabricate, worlds_of
 
-from dynascope.studies import Runs, load_study, run_study
+from dynascope.studies import Runs, judge, load_study, run_study
 from dynascope.studies.grokking_lazy_rich.claims import at
 from dynascope.studies.grokking_lazy_rich.method import ALPHAS, Arm, Config, committee
 from dynascope.studies.harness import StudyRecord
@@ -69,6 +69,14 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
     assert_tells_apart(CLAIMS[claim], worlds)
+
+
+def test_two_tasks_that_are_never_learnt_say_nothing_of_the_gap(tmp_path: Path) -> None:
+    never = {**curve(20, NUM_LOOKS), "test/loss": np.full(NUM_LOOKS, 0.5)}
+    runs = fabricate(tmp_path, {f"digits-{at(0.1)}": never, f"digits-{at(2.0)}": never})
+    judged = judge(CLAIMS["C7-digits"], [runs, runs, runs])
+    assert judged.holds is None
+    assert judged.measured is None
 
 
 def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:

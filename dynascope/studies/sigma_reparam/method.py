@@ -30,7 +30,7 @@ class Config:
     depth: int = 4
     num_heads: int = 4
     context: int = 64
-    batch_size: int = 16
+    batch_size: int = 12
     num_steps: int = 140
     num_vision_steps: int = 400
     lr: float = 1e-3
@@ -162,7 +162,9 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     lr = config.lr * arm.lr_factor
     optimizer: torch.optim.Optimizer
     if arm.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=arm.weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=arm.weight_decay, fused=True
+        )
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=arm.weight_decay)
     warmup = max(1, num_steps // 10) if arm.has_warmup else 1
