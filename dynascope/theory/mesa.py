@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dynascope.nn.linear_attention import causal_linear_attention
+from dynascope.nn.linear_attention import LinearCausalAttention, causal_linear_attention
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,39 @@ def mesa_flow(
     if not solved.success:
         raise RuntimeError(f"the flow could not be solved: {solved.message}")
     return solved.y[0], solved.y[1]
+
+
+class FullBatchLoss:
+    """`model.loss(x)` of a fixed set of sequences for any `LinearCausalAttention`, from moments that are taken once.
+
+    Predictions are linear in the products pv[i, a] · kq[b, c], with features E_t[a, b] e_t[c] / (t − 1) of the data; so the
+    loss is a quadratic form in these products, and a step of full-batch descent no longer sees the data. One pass over
+    it costs (2 dim)⁶ operations a position, each loss dim · (2 dim)⁶. Sums are kept in complex double precision.
+
+    >>> loss = FullBatchLoss(process.sample(4000, generator))
+    >>> loss(model).backward()
+    """
+
+    def __init__(self, x: Shaped[Tensor, "batch length dim"], chunk: int = 256) -> None:
+        width = 2 * x.shape[2]
+        self.moment = torch.zeros(width**3, width**3, dtype=torch.complex128)
+        self.cross = torch.zeros(width**3, x.shape[2], dtype=torch.complex128)
+        for part in x.split(chunk):
+            before = torch.cat([torch.zeros_like(part[:, :1]), part[:, :-1]], dim=1)
+            tokens = torch.cat([part, before], dim=2)
+            seen = torch.einsum("bta,btc->btac", tokens, tokens.conj()).cumsum(1)[:, 1:-1]
+            features = torch.einsum("btac,btq->btacq", seen, tokens[:, 1:-1]).flatten(2)
+            features = (features / torch.arange(1, x.shape[1] - 1)[:, None]).flatten(0, 1)
+            self.moment += features.T @ features.conj()
+            self.cross += features.T @ part[:, 2:].flatten(0, 1).conj()
+        self.moment, self.cross = self.moment / len(x), self.cross / len(x)
+        self.constant = x[:, 2:].abs().double().square().sum() / len(x)
+
+    def __call__(self, model: LinearCausalAttention) -> Float[Tensor, ""]:
+        products = torch.einsum("ia,bq->iabq", model.pv, model.kq).flatten(1).to(torch.complex128)
+        square = ((products @ self.moment) * products.conj()).sum().real
+        total: Tensor = 0.5 * (square - 2 * (products * self.cross.T).sum().real + self.constant)
+        return total
 
 
 def mesa_gd_predict(x: Shaped[Tensor, "batch length dim"], step: float) -> Shaped[Tensor, "batch predictions dim"]:

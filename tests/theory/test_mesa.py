@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynascope.data.in_context.ar_process import ARProcess
 from dynascope.nn.linear_attention import LinearCausalAttention
 from dynascope.theory.mesa import (
+    FullBatchLoss,
     Moments,
     ab_star,
     check_condition_1,
@@ -226,3 +227,13 @@ def test_the_probe_reads_any_model_and_more_of_its_own() -> None:
     second = probe.measure(ModelView(1, model, (), {}, 0.1))
     assert float(second["mesa/conserved"]) == pytest.approx(1.0 - 0.25)
     assert float(second["mesa/step"]) == pytest.approx(0.2)
+
+
+def test_the_loss_from_moments_is_the_loss_from_data_and_so_is_its_gradient() -> None:
+    x = ARProcess(2, 7).sample(30, torch.Generator().manual_seed(0))
+    model = LinearCausalAttention(2, a0=0.3, b0=0.4, init="random")
+    expected = model.loss(x)
+    gradients = torch.autograd.grad(expected, [model.kq, model.pv])
+    found = FullBatchLoss(x, chunk=7)(model)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, [model.kq, model.pv]), gradients)

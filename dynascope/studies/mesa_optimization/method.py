@@ -19,7 +19,7 @@ from dynascope.probes.mesa import MesaOptimizer
 from dynascope.probes.views import ModelView
 from dynascope.record import Series
 from dynascope.studies.harness import StudyRecord, descend, log_steps
-from dynascope.theory.mesa import ab_star, law_moments
+from dynascope.theory.mesa import FullBatchLoss, ab_star, law_moments
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     process = ARProcess(config.dim, config.length, arm.law, arm.scale)
     count = config.num_gaussian if arm.law == "gaussian" else config.num_sequences
     x = process.sample(count, generator, torch.complex64)
-    tests = process.sample(config.num_tests, generator, torch.complex64)
-    model = LinearCausalAttention(config.dim, a0=arm.start[0], b0=arm.start[1], dtype=torch.complex64)
+    tests = process.sample(config.num_tests, generator)
+    model = LinearCausalAttention(config.dim, a0=arm.start[0], b0=arm.start[1])
     if arm.is_masked:
         for name, mask in zip(("kq", "pv"), diagonal_masks(config.dim), strict=True):
             parametrize.register_parametrization(model, name, MaskedGradient(mask))
@@ -85,7 +85,10 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         record.add(step, {"loss": model.loss(tests)})
 
     looks = log_steps(config.num_steps, per_decade=12)
-    descend(torch.optim.SGD(model.parameters(), lr=lr), lambda: model.loss(x), config.num_steps, looks=looks, look=look)
+    full_batch = FullBatchLoss(x)
+    descend(
+        torch.optim.SGD(model.parameters(), lr=lr), lambda: full_batch(model), config.num_steps, looks=looks, look=look
+    )
     with torch.no_grad():
         predicted, truth = model(tests), tests[:, 2:]
         is_active = truth.abs() > 0
