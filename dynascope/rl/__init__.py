@@ -1,0 +1,1 @@
+"""Parts: policy optimization. Rollouts, rewards, and objectives out of the same slots."""

@@ -1,0 +1,398 @@
+"""Judging chains of thought: several verdicts a chain, and a rule that joins them (2506.14245, section 3 and appendix A.6).
+
+A judge is any callable from a list of `Solution` to a list of verdicts: True, False, or None where it gave none.
+"""
+
+import ast
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+from urllib.parse import urlsplit
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Verdict = bool | None
+Rule = Literal["any", "majority", "all"]
+RULES: tuple[Rule, ...] = ("any", "majority", "all")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a judge is shown: a problem, the reasoning about it, and the right answer if there is one to tell."""
+
+    question: str
+    reasoning: str
+    reference: str | None = None
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says of each solution whether every step of its reasoning is right; None where it came to no verdict."""
+
+    def __call__(self, solutions: Sequence[Solution], /) -> Sequence[Verdict]:
+        """One verdict a solution, in their order."""
+
+
+def decide(
+    yes: Int[Tensor, " N"], no: Int[Tensor, " N"], invalid: Int[Tensor, " N"], n: int, rule: str
+) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " N"]]:
+    """Whether the rule says yes after these verdicts out of n, and whether the verdicts still to come can change that.
+
+    `any` wants one yes, `all` wants n, `majority` more yes than no, so that a tie fails; a verdict that is invalid is
+    neither. For each solution any >= majority >= all.
+    Raises ValueError for another rule.
+
+    >>> decide(torch.tensor([2]), torch.tensor([0]), torch.tensor([0]), 3, "majority")
+    (tensor([True]), tensor([True]))
+    """
+    left = n - yes - no - invalid
+    if rule == "any":
+        return yes > 0, (yes > 0) | (left == 0)
+    if rule == "all":
+        return yes == n, (yes == n) | (no + invalid > 0) | (left == 0)
+    if rule == "majority":
+        return yes > no, (yes > no + left) | (yes + left <= no) | (left == 0)
+    raise ValueError(f"rule is any, majority or all, not {rule!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """How many verdicts of each kind each solution got, what the rule made of them, and how many calls that took.
+
+    `is_judged` is False where the ensemble had no need to ask, as the answer was wrong; there `is_correct` is False.
+    """
+
+    is_correct: Bool[Tensor, " N"]
+    is_judged: Bool[Tensor, " N"]
+    yes: Int[Tensor, " N"]
+    no: Int[Tensor, " N"]
+    invalid: Int[Tensor, " N"]
+    num_calls: int
+    n: int
+
+    def by_rule(self, rule: str) -> Bool[Tensor, " N"]:
+        """What another rule makes of the same verdicts.
+
+        Raises ValueError when verdicts were left out that this rule would have needed.
+        """
+        says, is_settled = decide(self.yes, self.no, self.invalid, self.n, rule)
+        if not bool((is_settled | ~self.is_judged).all()):
+            raise ValueError(f"the ensemble stopped before {rule!r} was settled; build it with early_stop=False")
+        return says & self.is_judged
+
+
+class JudgeEnsemble:
+    """Asks a judge n times about each chain of thought and joins the verdicts.
+
+    Args:
+        judge: Called with the solutions that still need a verdict. It should sample, or its n verdicts are one.
+        n: Verdicts a solution.
+        aggregate: The rule: "any", "majority" or "all".
+        only_if_answer_correct: Ask only where the answer is right, which is all that CoT-Pass@K counts. False where the
+            chains of wrong answers matter too, as for `estimate_logic_prior`.
+        early_stop: Ask no more once the rule is settled. False where all three rules are wanted from the same verdicts.
+        cache: Where verdicts are kept from call to call: a dict, or anything like one with strings (`dbm` on disk).
+
+    Identical solutions are judged once. Raises ValueError for n < 1 or another rule.
+
+    >>> ensemble = JudgeEnsemble(StepChecker(), n=1)
+    >>> ensemble([Solution("2 + 3 * 4?", "3 * 4 = 12\\n2 + 12 = 14", "14")], torch.tensor([True])).is_correct
+    tensor([True])
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        n: int = 3,
+        aggregate: Rule = "majority",
+        *,
+        only_if_answer_correct: bool = True,
+        early_stop: bool = True,
+        cache: MutableMapping[str, str] | None = None,
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"n={n} verdicts cannot be asked for; n must be at least 1")
+        if aggregate not in RULES:
+            raise ValueError(f"aggregate is any, majority or all, not {aggregate!r}")
+        self.judge, self.n, self.aggregate = judge, n, aggregate
+        self.only_if_answer_correct, self.early_stop = only_if_answer_correct, early_stop
+        self._cache: MutableMapping[str, str] = {} if cache is None else cache
+
+    def __call__(self, solutions: Sequence[Solution], answer_correct: Bool[Tensor, " N"]) -> Judgement:
+        """Raises ValueError when the judge returns another number of verdicts than it was given solutions."""
+        if len(solutions) != len(answer_correct):
+            raise ValueError(
+                f"{len(solutions)} solutions and {len(answer_correct)} answers; give one answer a solution"
+            )
+        is_judged = answer_correct.cpu().clone() if self.only_if_answer_correct else torch.ones(len(solutions)).bool()
+        places: dict[Solution, int] = {}
+        index = torch.tensor([places.setdefault(one, len(places)) for one in solutions], dtype=torch.long)
+        distinct = list(places)
+        counts = torch.zeros(3, len(distinct), dtype=torch.long)
+        is_open = torch.zeros(len(distinct), dtype=torch.bool)
+        is_open[index[is_judged]] = True
+        num_calls = 0
+        for turn in range(self.n):
+            asked = is_open.nonzero()[:, 0].tolist()
+            if not asked:
+                break
+            verdicts, calls = self._verdicts([distinct[place] for place in asked], turn)
+            num_calls += calls
+            counts[torch.tensor([_KINDS.index(one) for one in verdicts]), torch.tensor(asked)] += 1
+            if self.early_stop:
+                is_open &= ~decide(counts[0], counts[1], counts[2], self.n, self.aggregate)[1]
+        yes, no, invalid = counts[:, index] * is_judged
+        says, _ = decide(yes, no, invalid, self.n, self.aggregate)
+        return Judgement(says & is_judged, is_judged, yes, no, invalid, num_calls, self.n)
+
+    def _verdicts(self, solutions: Sequence[Solution], turn: int) -> tuple[list[str], int]:
+        keys = [f"{_hash(one)}:{turn}" for one in solutions]
+        unknown = [place for place, key in enumerate(keys) if key not in self._cache]
+        if unknown:
+            told = self.judge([solutions[place] for place in unknown])
+            if len(told) != len(unknown):
+                raise ValueError(
+                    f"the judge gave {len(told)} verdicts for {len(unknown)} solutions; it must give one each"
+                )
+            for place, verdict in zip(unknown, told, strict=True):
+                self._cache[keys[place]] = _KINDS[2] if verdict is None else _KINDS[0] if verdict else _KINDS[1]
+        kept: list[str | bytes] = [self._cache[key] for key in keys]
+        return [one.decode() if isinstance(one, bytes) else one for one in kept], len(unknown)
+
+
+_KINDS = ("yes", "no", "invalid")
+
+
+def _hash(solution: Solution) -> str:
+    content = json.dumps([solution.question, solution.reasoning, solution.reference])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def judge_prompt(solution: Solution) -> str:
+    """A request to check a chain of thought step by step, that ends in a boxed yes or no.
+
+    >>> print(judge_prompt(Solution("2 + 3?", "2 + 3 = 5", "5")))
+    """
+    reference = "" if solution.reference is None else f"\n\n## Known right answer\n{solution.reference}"
+    return _PROMPT.format(question=solution.question, reasoning=solution.reasoning, reference=reference)
+
+
+_PROMPT = """You are checking a solution. What counts is the reasoning: a right result after a wrong argument is a wrong \
+solution, however well it reads.
+
+## Problem
+{question}
+
+## Solution to check
+{reasoning}{reference}
+
+## What to do
+Go through the solution one step at a time. For each step say what it claims, whether it follows from what came before, \
+and whether anything that it needs is missing. Name every error by its kind:
+- calculation: arithmetic or algebra is wrong;
+- logic: a conclusion does not follow;
+- concept: a definition, rule or theorem is misunderstood or misused;
+- omission: a needed step, case or justification is absent;
+- other.
+Do not solve the problem afresh in place of the solution, and do not mend its steps for it.
+
+End with one line: \\boxed{{yes}} if every step is sound and together they lead to the answer, otherwise \\boxed{{no}}."""
+
+_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\s*\{)?\s*([^{}]*?)\s*\}")
+
+
+def parse_verdict(text: str) -> Verdict:
+    """The yes or no of the last box; None where there is no box, or something else in it.
+
+    >>> parse_verdict(r"Step 2 drops a case. \\boxed{\\text{No}}")
+    False
+    """
+    boxes = _BOXED.findall(text)
+    last = boxes[-1].strip(" .!$*").lower() if boxes else ""
+    return {"yes": True, "no": False}.get(last)
+
+
+@dataclass(frozen=True)
+class TextJudge:
+    r"""A judge out of any function from prompts to texts that end in a boxed yes or no.
+
+    >>> TextJudge(lambda prompts: [r"\boxed{yes}"] * len(prompts))([Solution("1 + 1?", "1 + 1 = 2")])
+    [True]
+    """
+
+    generate: Callable[[list[str]], Sequence[str]]
+
+    def __call__(self, solutions: Sequence[Solution]) -> list[Verdict]:
+        return [parse_verdict(text) for text in self.generate([judge_prompt(one) for one in solutions])]
+
+
+@dataclass(frozen=True)
+class HFJudge:
+    """A Hugging Face causal model as the judge; its chat template is used if it has one.
+
+    Prompts are padded on the left, and a text that ran into `max_new_tokens` without a box is no verdict.
+
+    >>> JudgeEnsemble(HFJudge(model, tokenizer, max_new_tokens=8192))
+    """
+
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int = 8192
+    temperature: float = 0.6
+    top_p: float = 0.95
+    batch_size: int = 8
+
+    def __call__(self, solutions: Sequence[Solution]) -> list[Verdict]:
+        return [parse_verdict(text) for text in self._texts([judge_prompt(one) for one in solutions])]
+
+    def _texts(self, prompts: list[str]) -> Iterator[str]:
+        has_template = getattr(self.tokenizer, "chat_template", None) is not None
+        if has_template:
+            prompts = [
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": one}], tokenize=False, add_generation_prompt=True
+                )
+                for one in prompts
+            ]
+        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        for first in range(0, len(prompts), self.batch_size):
+            rows = [
+                self.tokenizer(one, add_special_tokens=not has_template)["input_ids"]
+                for one in prompts[first : first + self.batch_size]
+            ]
+            longest = max(len(row) for row in rows)
+            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=self.model.device)
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
+            with torch.no_grad():
+                written = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    do_sample=True,
+                    temperature=self.temperature,
+                    top_p=self.top_p,
+                    max_new_tokens=self.max_new_tokens,
+                    pad_token_id=pad,
+                )
+            yield from self.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+
+
+class JudgeServerError(RuntimeError):
+    """A judge's server refused, or answered with something other than a chat completion."""
+
+
+@dataclass(frozen=True)
+class ServerJudge:
+    """A model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp, TGI) as the judge.
+
+    Problems and reasoning are sent to `url` and to nowhere else, `at_once` requests at a time. Raises JudgeServerError
+    when the server does not answer with a chat completion.
+
+    >>> JudgeEnsemble(ServerJudge("http://127.0.0.1:8000/v1", model="DeepSeek-R1-0528-Qwen3-8B"))
+    """
+
+    url: str
+    model: str
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 8192
+    at_once: int = 16
+    timeout: float = 600.0
+    api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
+            raise ValueError(f"url={self.url!r} is no address of a server; give one like http://127.0.0.1:8000/v1")
+
+    def __call__(self, solutions: Sequence[Solution]) -> list[Verdict]:
+        with ThreadPoolExecutor(self.at_once) as pool:
+            return [parse_verdict(text) for text in pool.map(self._ask, [judge_prompt(one) for one in solutions])]
+
+    def _ask(self, prompt: str) -> str:
+        address = urlsplit(self.url)
+        kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+        connection = kind(cast(str, address.hostname), address.port, timeout=self.timeout)
+        request = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self.api_key is not None:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        try:
+            path = address.path.rstrip("/") + "/chat/completions"
+            connection.request("POST", path, json.dumps(request), headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, HTTPException) as error:
+            raise JudgeServerError(f"no answer from {self.url}: {error}; is the server running?") from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise JudgeServerError(f"{self.url} answered {response.status}: {content[:200].decode(errors='replace')}")
+        try:
+            text = json.loads(content)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise JudgeServerError(f"{self.url} answered no chat completion: {content[:200]!r}") from error
+        return text or ""
+
+
+class StepChecker:
+    """A rule in place of a model, for arithmetic with written steps: every line `expression = value` must be true.
+
+    Whole numbers with + − * // % and brackets; a chain a = b = c must hold throughout. Lines without "=" are passed over.
+    Where there is a reference, the last step must arrive at it. No step at all, or a line that is not arithmetic, is no
+    verdict.
+
+    >>> StepChecker()([Solution("7 + 8 mod 5?", "7 + 8 = 15\\n15 % 5 = 0", "0")])
+    [True]
+    """
+
+    def __call__(self, solutions: Sequence[Solution]) -> list[Verdict]:
+        return [self._check(one) for one in solutions]
+
+    def _check(self, solution: Solution) -> Verdict:
+        last: int | None = None
+        is_sound = True
+        for line in solution.reasoning.splitlines():
+            if "=" not in line:
+                continue
+            try:
+                values = [_value(ast.parse(side.strip(), mode="eval").body) for side in line.split("=")]
+            except (SyntaxError, ValueError, ZeroDivisionError):
+                return None
+            is_sound &= len(set(values)) == 1
+            last = values[-1]
+        if last is None:
+            return None
+        return is_sound and (solution.reference is None or str(last) == solution.reference.strip())
+
+
+_OPERATIONS: dict[type[ast.AST], Callable[..., int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+}
+
+
+def _value(node: ast.AST) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_value(node.operand))
+    raise ValueError("not arithmetic of whole numbers")
