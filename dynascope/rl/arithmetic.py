@@ -8,7 +8,7 @@ sum; after `>` the answer; `$` ends. The number of digits is the difficulty.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int64
@@ -125,10 +125,9 @@ class Arithmetic:
         if not self.digits or not all(1 <= one <= 9 for one in self.digits):
             raise ValueError(f"digits={self.digits} must be numbers from 1 to 9, at least one")
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-        return len(CHARACTERS)
+    stop_token: ClassVar[int] = STOP
+    pad_token: ClassVar[int] = PAD
+    vocabulary: ClassVar[int] = len(CHARACTERS)
 
     @property
     def max_new_tokens(self) -> int:
@@ -148,6 +147,18 @@ class Arithmetic:
         share = torch.rand(2, num, generator=generator, dtype=torch.float64)
         first, second = (lowest + (share * (10**levels - lowest)).long()).tolist()
         return [Sum(*numbers) for numbers in zip(first, second, strict=True)]
+
+    def prompts(self, problems: Sequence[Sum]) -> tuple[Int64[Tensor, "N P"], Bool[Tensor, "N P"]]:
+        """Tokens of the prompts, padded on the left, and where they are."""
+        return encode([one.prompt for one in problems], side="left")
+
+    def texts(self, tokens: Int64[Tensor, "N T"]) -> list[str]:
+        """What completions say."""
+        return decode(tokens)
+
+    def are_right(self, problems: Sequence[Sum], completions: Sequence[str]) -> list[bool]:
+        """Whether each completion's answer is right."""
+        return [one.check(text).is_answer_right for one, text in zip(problems, completions, strict=True)]
 
 
 def answer_reward(completions: Sequence[str], problem: Sequence[Sum], **columns: Any) -> list[float]:

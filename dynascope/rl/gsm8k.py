@@ -2,10 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 
@@ -81,3 +86,46 @@ def numeric_reward(completions: Sequence[str], answer: Sequence[str], **columns:
     [1.0]
     """
     return [float(final_number(text) == Decimal(right)) for text, right in zip(completions, answer, strict=True)]
+
+
+@dataclass(frozen=True)
+class WordProblems:
+    """Word problems as a task of the loop, with a tokenizer of Hugging Face's interface.
+
+    >>> task = WordProblems(read_gsm8k("data/gsm8k"), tokenizer, max_new_tokens=256)
+    """
+
+    rows: Sequence[Mapping[str, str]]
+    tokenizer: Any
+    max_new_tokens: int = 256
+
+    @property
+    def stop_token(self) -> int:
+        """The tokenizer's end of sequence."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad_token(self) -> int:
+        """The tokenizer's padding, or its end of sequence where it has none."""
+        pad = self.tokenizer.pad_token_id
+        return self.stop_token if pad is None else int(pad)
+
+    def draw(self, num: int, generator: torch.Generator) -> list[Mapping[str, str]]:
+        """Problems at random."""
+        return [self.rows[place] for place in torch.randint(len(self.rows), (num,), generator=generator).tolist()]
+
+    def prompts(self, problems: Sequence[Mapping[str, str]]) -> tuple[Int64[Tensor, "N P"], Bool[Tensor, "N P"]]:
+        """Tokens of the prompts, padded on the left, and where they are."""
+        ids = [self.tokenizer(one["prompt"])["input_ids"] for one in problems]
+        width = max(map(len, ids))
+        tokens = torch.tensor([[self.pad_token] * (width - len(one)) + one for one in ids])
+        return tokens, torch.arange(width) >= width - torch.tensor([[len(one)] for one in ids])
+
+    def texts(self, tokens: Int64[Tensor, "N T"]) -> list[str]:
+        """What completions say."""
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    def are_right(self, problems: Sequence[Mapping[str, str]], completions: Sequence[str]) -> list[bool]:
+        """Whether each completion's final number is the answer."""
+        return [value > 0 for value in numeric_reward(completions, [one["answer"] for one in problems])]
