@@ -5,7 +5,7 @@ Everything is a function that can be called alone; `train` is only their order.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -23,6 +23,7 @@ from dynascope.rl.rollout import Rollout, sample, score
 _SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
 
 
+@runtime_checkable
 class Task(Protocol):
     """Where prompts come from, and how completions are read; `Arithmetic` and `WordProblems` are such."""
 

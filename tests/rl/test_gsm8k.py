@@ -48,7 +48,7 @@ def test_a_folder_of_questions(tmp_path: Path, character_tokenizer: Any) -> None
     assert read[0]["prompt"] == "Question: 1+1\nAnswer:"
     task = WordProblems([{"prompt": "1+1=", "answer": "2"}, {"prompt": "10+10=", "answer": "20"}], character_tokenizer)
     problems = task.draw(6, torch.Generator().manual_seed(0))
-    tokens, mask = task.prompts(problems)
+    _, mask = task.prompts(problems)
     assert mask.sum(1).tolist() == [len(one["prompt"]) for one in problems]
     assert bool(mask[:, -1].all())
     assert task.are_right(problems[:1], [problems[0]["answer"]]) == [True]
