@@ -78,7 +78,8 @@ class Sum:
     @property
     def steps(self) -> list[str]:
         """The right chain."""
-        first, second, carry, told = self.first, self.second, 0, []
+        first, second, carry = self.first, self.second, 0
+        told: list[str] = []
         while first or second or not told:
             column = first % 10 + second % 10 + carry
             told.append(f"{first % 10}+{second % 10}{'+1' if carry else ''}={column}")

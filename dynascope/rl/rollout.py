@@ -5,7 +5,7 @@ Works with every causal language model of Hugging Face's interface that has a ke
 
 import inspect
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Rollout:
     def select(self, rows: Shaped[Tensor, " rows"]) -> "Rollout":
         """Some of the completions, by numbers or a boolean mask."""
         kept = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Rollout(**{name: value[rows] if isinstance(value, Tensor) else value for name, value in kept.items()})
+        return replace(self, **{name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)})
 
     def batch(self, rewards: Float[Tensor, " N"], **more: Any) -> PolicyBatch:
         """What an objective sees of it, with rewards and whatever else is known.
