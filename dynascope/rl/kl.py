@@ -1,0 +1,124 @@
+"""Estimates of a KL divergence from the log-probabilities of sampled tokens, and the term that they make in a loss.
+
+With R = log π_ref − log π at tokens sampled from π, autograd sees only the estimate, not the sampling, so what an
+estimate is worth as a *value* and as a *loss* are two things (derived by differentiating under the expectation):
+
+| kind | value | mean value    | mean gradient as a loss                                        |
+|------|-------|---------------|----------------------------------------------------------------|
+| k1   | −R    | KL(π ‖ ref)   | 0: it trains nothing. As a detached reward, R is the right one |
+| k2   | R²/2  | biased        | that of KL(π ‖ ref), exactly                                   |
+| k3   | eᴿ−R−1| KL(π ‖ ref)   | that of KL(ref ‖ π), the forward one, with heavy-tailed weights |
+| full |       | KL(π ‖ ref)   | that of KL(π ‖ ref), without sampling noise                    |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dynascope.rl.batch import PolicyBatch
+
+Kind = Literal["k1", "k2", "k3", "full"]
+
+
+def kl_estimate(
+    log_probs: Float[Tensor, "*N"],
+    ref_log_probs: Float[Tensor, "*N"],
+    kind: str = "k3",
+    *,
+    logits: Float[Tensor, "*N vocabulary"] | None = None,
+    ref_logits: Float[Tensor, "*N vocabulary"] | None = None,
+    clamp: float | None = None,
+    as_reward: bool = False,
+) -> Float[Tensor, "*N"]:
+    """KL(π ‖ π_ref) at every token, in nats; `ref_log_probs` and `ref_logits` are taken as constants.
+
+    "full" is the closed form over the vocabulary and needs both logits; the others need the sampled tokens only. Beyond
+    |R| = `clamp` an estimate goes on as its tangent there, so that its gradient is bounded yet never 0. `as_reward`
+    detaches the result. The module's table says which kind is for what; k1 to k3 are Schulman's (2020).
+
+    Raises ValueError for another kind, "full" without logits, or a `clamp` that is not positive.
+
+    >>> kl_estimate(torch.tensor([-1.0]), torch.tensor([-2.0]), "k2")
+    tensor([0.5000])
+    """
+    if clamp is not None and clamp <= 0:
+        raise ValueError(f"clamp={clamp} must be positive")
+    if kind == "full":
+        if logits is None or ref_logits is None:
+            raise ValueError("kind='full' sums over the vocabulary and needs logits and ref_logits")
+        own, other = logits.float().log_softmax(-1), ref_logits.detach().float().log_softmax(-1)
+        estimate = (own.exp() * (own - other)).sum(-1)
+        return estimate.detach() if as_reward else estimate
+    gap = ref_log_probs.detach().float() - log_probs.float()
+    near = gap if clamp is None else gap.clamp(-clamp, clamp)
+    if kind == "k1":
+        estimate, slope = -near, -torch.ones_like(near)
+    elif kind == "k2":
+        estimate, slope = near.square() / 2, near
+    elif kind == "k3":
+        estimate, slope = near.exp() - near - 1, near.exp() - 1
+    else:
+        raise ValueError(f"kind is k1, k2, k3 or full, not {kind!r}")
+    if clamp is not None:
+        estimate = estimate + slope.detach() * (gap - near)
+    return estimate.detach() if as_reward else estimate
+
+
+@dataclass(frozen=True)
+class KLTerm:
+    """Coefficient · KL(π ‖ start model or teacher), as a term of the loss.
+
+    `coefficient` is a number or a function of the training step. `keep` says how much each completion (N,) or token
+    (N, T) of a batch counts, from 0 to 1; with `norm="all"` fewer kept ones make a weaker term, with "kept" the term is
+    the mean over what is kept. `is_ratio_weighted` multiplies by the current ratio, which makes k1 and k3 right when
+    the policy has moved since it sampled.
+
+    >>> grpo.having(kl=(KLTerm("teacher", "k2", 5e-3, keep=lambda batch: ~batch.correct),))
+    """
+
+    against: Literal["ref", "teacher"] = "ref"
+    kind: Kind = "k3"
+    coefficient: float | Callable[[int], float] = 1e-3
+    clamp: float | None = None
+    keep: Callable[[PolicyBatch], Tensor] | None = None
+    norm: Literal["all", "kept"] = "all"
+    is_ratio_weighted: bool = False
+    also_needs: frozenset[str] = frozenset()
+    """What `keep` reads of the batch beyond rewards and mask."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The other model's log-probabilities, or both models' logits."""
+        own = {"logits", f"{self.against}_logits"} if self.kind == "full" else {f"{self.against}_log_probs"}
+        return self.also_needs | own
+
+    def weight(self, step: int) -> float:
+        """The coefficient at a step."""
+        return self.coefficient(step) if callable(self.coefficient) else self.coefficient
+
+    def by_token(self, batch: PolicyBatch) -> Float[Tensor, "N T"]:
+        """The estimate at every token of a batch; padding is 0, without a gradient."""
+        assert batch.log_probs is not None
+        other = getattr(batch, f"{self.against}_log_probs")
+        own = batch.log_probs.masked_fill(~batch.mask, 0.0)
+        other = own.detach() if other is None else other.masked_fill(~batch.mask, 0.0)
+        estimate = kl_estimate(
+            own,
+            other,
+            self.kind,
+            logits=batch.logits,
+            ref_logits=getattr(batch, f"{self.against}_logits"),
+            clamp=self.clamp,
+        )
+        return estimate.masked_fill(~batch.mask, 0.0)
+
+    def kept(self, batch: PolicyBatch) -> Float[Tensor, "N _"] | None:
+        """What `keep` says, to go with (N, T)."""
+        if self.keep is None:
+            return None
+        kept = self.keep(batch).float()
+        return kept[:, None] if kept.ndim == 1 else kept

@@ -1,0 +1,268 @@
+"""The loop of reinforcement learning on verifiable rewards, for one machine and for studies: rollout, reward, objective, step.
+
+Everything is a function that can be called alone; `train` is only their order.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynascope.rl.advantages import penalised_rewards, returns_to_go
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.critic import LinearCritic
+from dynascope.rl.monitors import watch_rollout
+from dynascope.rl.objective import Metrics, PolicyObjective
+from dynascope.rl.rewards import Reward, evaluate_rewards
+from dynascope.rl.rollout import Rollout, sample, score
+
+_SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Where prompts come from, and how completions are read; `Arithmetic` and `WordProblems` are such."""
+
+    @property
+    def stop_token(self) -> int: ...
+
+    @property
+    def pad_token(self) -> int: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    def draw(self, num: int, generator: torch.Generator) -> Sequence[Any]:
+        """Problems at random."""
+
+    def prompts(self, problems: Sequence[Any], /) -> tuple[Tensor, Tensor]:
+        """Tokens padded on the left (N, P), and the mask of what is no padding."""
+
+    def texts(self, tokens: Tensor, /) -> list[str]:
+        """What completions say."""
+
+    def are_right(self, problems: Sequence[Any], completions: Sequence[str], /) -> list[bool]:
+        """Whether each answer is right, whatever the reward."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How much is sampled and how often the policy steps on it."""
+
+    num_steps: int = 80
+    """Rollouts."""
+    num_prompts: int = 40
+    """A rollout."""
+    num_samples: int = 8
+    """Completions a prompt."""
+    num_minibatches: int = 2
+    """Optimizer steps a pass over the rollout."""
+    num_passes: int = 1
+    temperature: float = 1.0
+    max_grad_norm: float = 1.0
+    reward_time_limit: float | None = 60.0
+    """Seconds that one call of a reward may take."""
+    stops_at_nonfinite: bool = True
+    """Raise when a gradient is not finite, instead of training on."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_steps, self.num_prompts, self.num_samples, self.num_minibatches, self.num_passes) < 1:
+            raise ValueError("num_steps, num_prompts, num_samples, num_minibatches and num_passes must be at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one step of the loop saw, for whoever looks on or has something to add."""
+
+    number: int
+    problems: Sequence[Any]
+    """One a completion."""
+    completions: Sequence[str]
+    rollout: Rollout
+    batch: PolicyBatch
+    metrics: Metrics
+
+
+def train(
+    model: nn.Module,
+    objective: PolicyObjective,
+    task: Task,
+    optimizer: Optimizer,
+    config: LoopConfig = LoopConfig(),
+    *,
+    generator: torch.Generator,
+    rewards: Reward | Mapping[str, Reward] | None = None,
+    ref_model: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    critic: LinearCritic | None = None,
+    keep: Callable[[PolicyBatch], Bool[Tensor, " N"]] | None = None,
+    process: Callable[[Tensor, Tensor], Tensor] | None = None,
+    look: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Train `model` in place.
+
+    Args:
+        rewards: As in `evaluate_rewards`, given `problem` beside prompts and completions; None rewards right answers with 1.
+        ref_model: The start model, where the objective has a term against it.
+        teacher: Likewise; it must have the policy's vocabulary.
+        critic: For objectives that need values; made when it is needed and not given.
+        keep: Which completions are learned from, once rewards are known (`learnable_groups` is DAPO's dynamic sampling).
+            A rollout of which nothing is kept takes no optimizer step.
+        process: Changes the distribution that is drawn from, as in `sample`.
+        look: Called after every step with what it saw; interleaved updates of one's own go here too.
+
+    Raises ValueError when a model that the objective needs is missing or has another vocabulary, when a reward fails, or
+    when a gradient is not finite.
+
+    >>> train(model, preset("dapo"), Arithmetic(), AdamW(model.parameters(), 3e-4), generator=generator)
+    """
+    _check_vocabulary(model, teacher)
+    if "values" in objective.rollout_needs and critic is None:
+        critic = LinearCritic(model.get_output_embeddings().weight.shape[1])  # type: ignore[operator]
+    for number in range(config.num_steps):
+        problems, rollout = draw_rollout(model, task, config, generator, process, number)
+        completions = task.texts(rollout.tokens)
+        correct = torch.tensor(task.are_right(problems, completions), device=rollout.tokens.device)
+        if rewards is None:
+            total = correct.float()
+        else:
+            given = {"problem": problems}
+            told = [getattr(one, "prompt", "") if not isinstance(one, Mapping) else one["prompt"] for one in problems]
+            total, _ = evaluate_rewards(rewards, told, completions, given, time_limit=config.reward_time_limit)
+            total = total.to(correct.device)
+        metrics: Metrics = watch_rollout(rollout, total, correct)
+
+        batch = rollout.batch(total, correct=correct, step=number)
+        batch = batch.having(**known_before(model, rollout, objective, ref_model, teacher))
+        if critic is not None and batch.hidden is not None:
+            with torch.no_grad():
+                batch = batch.having(values=critic(batch.hidden))
+        kept = torch.ones_like(correct) if keep is None else keep(batch)
+        batch, rollout = batch.select(kept), rollout.select(kept)
+        if len(batch):
+            batch = batch.having(advantage=objective.advantages(batch))
+            metrics = {**metrics, **update(model, objective, rollout, batch, optimizer, config, generator)}
+            if critic is not None and batch.hidden is not None:
+                coefficient = getattr(objective.advantage, "kl_coefficient", 0.0)
+                critic.fit(batch.hidden, returns_to_go(penalised_rewards(batch, coefficient), batch.mask), batch.mask)
+        if config.stops_at_nonfinite and "gradient_norm" in metrics and not bool(metrics["gradient_norm"].isfinite()):
+            raise ValueError(
+                f"step {number}: a gradient is not finite; a lower learning rate or pre_clip=(1e-3, 1e3) keeps ratios sane"
+            )
+        chosen = kept.nonzero().flatten().tolist()
+        look(
+            Step(
+                number,
+                [problems[place] for place in chosen],
+                [completions[place] for place in chosen],
+                rollout,
+                batch,
+                metrics,
+            )
+        )
+
+
+def draw_rollout(
+    model: nn.Module,
+    task: Task,
+    config: LoopConfig,
+    generator: torch.Generator,
+    process: Callable[[Tensor, Tensor], Tensor] | None = None,
+    weights_version: int = 0,
+) -> tuple[list[Any], Rollout]:
+    """Problems, one a completion, and their completions."""
+    drawn = task.draw(config.num_prompts, generator)
+    device = next(model.parameters()).device
+    prompts, mask = (one.to(device) for one in task.prompts(drawn))
+    rollout = sample(
+        model,
+        prompts,
+        None if bool(mask.all()) else mask,
+        num_samples=config.num_samples,
+        max_new_tokens=task.max_new_tokens,
+        stop_token=task.stop_token,
+        pad_token=task.pad_token,
+        temperature=config.temperature,
+        process=process,
+        generator=generator,
+        weights_version=weights_version,
+    )
+    return [one for one in drawn for _ in range(config.num_samples)], rollout
+
+
+@torch.no_grad()
+def known_before(
+    model: nn.Module,
+    rollout: Rollout,
+    objective: PolicyObjective,
+    ref_model: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """What the objective's slots need of the policy as it was, of the start model and of a teacher; only that.
+
+    Raises ValueError for a model that is needed and not there.
+    """
+    known: dict[str, Tensor] = {}
+    wanted = objective.rollout_needs & _SCORED
+    if "values" in objective.rollout_needs:
+        wanted |= {"hidden"}
+    if wanted:
+        told = score(model, rollout, wanted)
+        known |= {name: told[name] for name in told if name != "log_probs"}
+    needs = objective.rollout_needs | objective.loss_needs
+    for name, other in (("ref", ref_model), ("teacher", teacher)):
+        own = needs & {f"{name}_log_probs", f"{name}_logits"}
+        if not own:
+            continue
+        if other is None:
+            argument = "ref_model" if name == "ref" else name
+            raise ValueError(f"this objective needs {', '.join(sorted(own))}: give {argument}=")
+        told = score(other, rollout, {"logits"} if f"{name}_logits" in own else ())
+        known |= {f"{name}_{one}": value for one, value in told.items() if f"{name}_{one}" in own}
+    return known
+
+
+def update(
+    model: nn.Module,
+    objective: PolicyObjective,
+    rollout: Rollout,
+    batch: PolicyBatch,
+    optimizer: Optimizer,
+    config: LoopConfig,
+    generator: torch.Generator | None = None,
+) -> Metrics:
+    """The optimizer steps on one rollout, whose advantages are known; returns metrics averaged over them.
+
+    Each minibatch is an optimizer step of its own, with its own denominators. Without a generator, rows keep their order.
+    """
+    also = objective.loss_needs & _SCORED | {"entropy"}
+    size = -(-len(batch) // config.num_minibatches)
+    every: list[Metrics] = []
+    for _ in range(config.num_passes):
+        for rows in batch.split(size, generator):
+            scored = score(model, rollout.select(rows), also, differentiable_entropy=objective.entropy_bonus != 0)
+            optimizer.zero_grad()
+            loss, metrics = objective.loss(batch.select(rows).having(**scored))
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            every.append({**metrics, "gradient_norm": norm})
+    return {f"policy/{name}" if name != "gradient_norm" else name: _mean(every, name) for name in every[0]}
+
+
+def _mean(every: Sequence[Metrics], name: str) -> Tensor:
+    return torch.stack([one[name].float() for one in every]).mean()
+
+
+def _check_vocabulary(model: nn.Module, teacher: nn.Module | None) -> None:
+    if teacher is None:
+        return
+    own, other = (one.get_output_embeddings().weight.shape[0] for one in (model, teacher))  # type: ignore[operator]
+    if own != other:
+        raise ValueError(
+            f"the teacher has a vocabulary of {other} tokens and the policy one of {own}; they must share it"
+        )

@@ -1,0 +1,237 @@
+"""A policy objective is a row of slots; a method is the slots that it changes.
+
+rewards → advantage → post          once a rollout:   objective.advantages(batch)
+log-probs → ratio → clip, adjust → surrogate + KL terms − entropy bonus → aggregation
+                                    every minibatch:  objective.loss(batch)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dynascope.rl.advantages import GroupZScore
+from dynascope.rl.aggregation import Denominator, aggregate
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.kl import KLTerm
+from dynascope.rl.ratios import Level, log_ratios
+from dynascope.rl.surrogate import clipped_surrogate
+
+T = TypeVar("T")
+Bound: TypeAlias = float | Tensor | None
+Metrics: TypeAlias = Mapping[str, Tensor]
+"""Numbers without a gradient, on the device; reading one waits for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossView:
+    """What a slot of the loss may look at: the minibatch, the current detached ratio, and the bounds once they are known."""
+
+    batch: PolicyBatch
+    ratio: Float[Tensor, "N T"]
+    log_ratio: Float[Tensor, "N T"]
+    low: Bound = None
+    high: Bound = None
+    _known: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, signal: Callable[["LossView"], T]) -> T:
+        """`signal(self)`, computed at most once a minibatch, so that several slots can share it.
+
+        >>> entropy_signal = view.once(self.signal)
+        """
+        if signal not in self._known:
+            self._known[signal] = signal(self)
+        known: T = self._known[signal]
+        return known
+
+
+Advantage: TypeAlias = Callable[[PolicyBatch], Tensor]
+"""From a rollout to an advantage (N,) or (N, T). An object with a state keeps it itself, and has `state_dict`."""
+PostProcessor: TypeAlias = Callable[[Tensor, PolicyBatch], Tensor]
+"""From a rollout's advantages and batch to advantages."""
+Clip: TypeAlias = Callable[[LossView], tuple[Bound, Bound]]
+"""From what a minibatch looks like now to the two distances of the clip from 1: numbers, or tensors (N, T)."""
+Adjuster: TypeAlias = Callable[[Tensor, LossView], Tensor]
+"""From a minibatch's advantages, (N, 1) or (N, T), and its view to advantages."""
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """One policy-optimization method. What a slot needs beyond the basics it says in `needs`, and only that is computed.
+
+    Slots are plain callables; those of a method of yours go in by `having`. `advantages` is called once a rollout,
+    `loss` once a minibatch, without waiting for the device.
+
+    >>> gspo = grpo.having(ratio="sequence", clip=(3e-4, 4e-4))
+    >>> batch = batch.having(advantage=gspo.advantages(batch))
+    >>> loss, metrics = gspo.loss(batch.having(log_probs=log_probs))
+    """
+
+    advantage: Advantage = GroupZScore()  # noqa: RUF009 frozen, and without a state
+    """The estimator."""
+    post: tuple[PostProcessor, ...] = ()
+    """What is done to advantages once a rollout, in order."""
+    ratio: Level = "token"
+    pre_clip: tuple[float, float] | None = None
+    """Two ratios between which the ratio is held before it is exponentiated."""
+    clip: tuple[float | None, float | None] | Clip = (0.2, 0.2)
+    """How far the ratio may fall below 1 and rise above it; None for no limit; or a function of the minibatch."""
+    adjust: tuple[Adjuster, ...] = ()
+    """What is done to advantages in every minibatch, once the ratio and the bounds are known, in order."""
+    dual_clip: float | None = None
+    policy_weight: float = 1.0
+    """Of the surrogate beside the other terms."""
+    kl: tuple[KLTerm, ...] = ()
+    entropy_bonus: float = 0.0
+    aggregation: Denominator = "seq-mean-token-mean"
+
+    def having(self, **slots: Any) -> "PolicyObjective":
+        """The same method with some slots changed.
+
+        >>> grpo.having(clip=(0.2, 0.28), aggregation="token-mean")  # DAPO
+        """
+        known = [one.name for one in fields(self)]
+        unknown = sorted(set(slots) - set(known))
+        if unknown:
+            raise ValueError(f"there is no slot {', '.join(unknown)}; there are {', '.join(known)}")
+        return replace(self, **slots)
+
+    @property
+    def rollout_needs(self) -> frozenset[str]:
+        """Fields of the batch that `advantages` reads beside rewards, groups and mask."""
+        return _needs(self.advantage, *self.post)
+
+    @property
+    def loss_needs(self) -> frozenset[str]:
+        """Fields of the batch that `loss` reads beside those of the surrogate."""
+        bonus = frozenset({"entropy"} if self.entropy_bonus else ())
+        return _needs(self.clip, *self.adjust, *self.kl) | bonus
+
+    def advantages(self, batch: PolicyBatch) -> Tensor:
+        """The advantage of every completion (N,), or of every token (N, T), from a whole rollout; without a gradient.
+
+        Raises ValueError for a batch that lacks what a slot needs or holds what is not finite.
+        """
+        batch.check().require(self.rollout_needs, "this objective's advantage")
+        with torch.no_grad():
+            advantage = self.advantage(batch)
+            for process in self.post:
+                advantage = process(advantage, batch)
+        return advantage
+
+    def loss(self, batch: PolicyBatch) -> tuple[Float[Tensor, ""], Metrics]:
+        """The loss of a minibatch, to be minimised, and what happened in it.
+
+        Metrics: `policy_loss`, `clip/low`, `clip/high` (shares of tokens whose gradient the clip took), `ratio/mean`,
+        `ratio/max_log` (the largest |log π − log π_behaviour|), `kl/behaviour` (k3), `kl/ref` and `kl/teacher` where
+        there is such a term, `entropy` where it is known, `pre_clipped` where there is a pre-clip.
+
+        Raises ValueError when log-probabilities, advantages or what a slot needs are missing.
+        """
+        batch.require(self.loss_needs | {"log_probs", "advantage"}, "this objective's loss")
+        assert batch.log_probs is not None
+        assert batch.advantage is not None
+        behaviour = batch.log_probs.detach() if batch.behaviour_log_probs is None else batch.behaviour_log_probs
+        log_ratio = log_ratios(batch.log_probs, behaviour, batch.mask, level=self.ratio, pre_clip=self.pre_clip)
+        ratio = log_ratio.exp()
+
+        view = LossView(batch, ratio.detach(), log_ratio.detach())
+        advantage = batch.advantage if batch.advantage.ndim == 2 else batch.advantage[:, None]
+        with torch.no_grad():
+            low, high = self.clip(view) if callable(self.clip) else self.clip
+            view = replace(view, low=low, high=high)
+            for adjust in self.adjust:
+                advantage = adjust(advantage, view)
+
+        surrogate = clipped_surrogate(ratio, advantage, low, high, dual_clip=self.dual_clip)
+        policy_loss = self._aggregate(surrogate.loss, batch)
+        loss = self.policy_weight * policy_loss
+        divergences = {}
+        for term in self.kl:
+            weighed, divergences[f"kl/{term.against}"] = self._divergence(term, ratio, batch)
+            loss = loss + term.weight(batch.step) * weighed
+        if self.entropy_bonus:
+            assert batch.entropy is not None
+            loss = loss - self.entropy_bonus * self._aggregate(batch.entropy.masked_fill(~batch.mask, 0.0), batch)
+
+        with torch.no_grad():
+            # One matrix of all that is averaged over tokens: a handful of kernels, whatever the number of metrics.
+            log_ratio = view.log_ratio
+            averaged: dict[str, Tensor] = {
+                "clip/low": surrogate.is_clipped_low,
+                "clip/high": surrogate.is_clipped_high,
+                "ratio/mean": view.ratio,
+                "kl/behaviour": torch.expm1(log_ratio) - log_ratio,
+            }
+            if batch.entropy is not None:
+                averaged["entropy"] = batch.entropy.detach()
+            if self.pre_clip is not None:
+                low_ratio, high_ratio = self.pre_clip
+                is_held = (view.ratio <= low_ratio * (1 + 1e-6)) | (view.ratio >= high_ratio * (1 - 1e-6))
+                averaged["pre_clipped"] = is_held
+            weights = batch.mask.flatten().to(view.ratio.dtype)
+            # At padding the ratio is 1 and its logarithm 0; entropies there are the model's business, hence the zeros.
+            rows = torch.stack(
+                [one.masked_fill(~batch.mask, 0).flatten().to(weights.dtype) for one in averaged.values()]
+            )
+            means = (rows.sum(1) / weights.sum().clamp(min=1)).unbind()
+        return loss, {
+            "policy_loss": policy_loss.detach(),
+            **dict(zip(averaged, means, strict=True)),
+            "ratio/max_log": log_ratio.abs().amax(),
+            **{name: one.detach() for name, one in divergences.items()},
+        }
+
+    def _divergence(self, term: KLTerm, ratio: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
+        """A KL term as it enters the loss, and its plain token mean to be told."""
+        by_token = term.by_token(batch)
+        plain = aggregate(by_token.detach(), batch.mask, "token-mean")
+        if term.is_ratio_weighted:
+            by_token = by_token * ratio
+        kept = term.kept(batch)
+        if kept is None:
+            return self._aggregate(by_token, batch), plain
+        by_token = by_token * kept
+        if term.norm == "kept":
+            weights = (kept * batch.mask).sum()
+            return by_token.sum() / torch.where(weights > 0, weights, 1.0), plain
+        return self._aggregate(by_token, batch), plain
+
+    def _aggregate(self, values: Tensor, batch: PolicyBatch) -> Tensor:
+        return aggregate(
+            values,
+            batch.mask,
+            self.aggregation,
+            num_tokens=batch.num_tokens,
+            num_completions=batch.num_completions,
+            max_length=batch.max_length,
+            group_ids=batch.group_ids,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every slot that has one, for a checkpoint."""
+        return {name: slot.state_dict() for name, slot in self._stateful().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave. Raises ValueError when the slots with a state are others."""
+        slots = self._stateful()
+        if set(slots) != set(state):
+            raise ValueError(
+                f"the state is of slots {', '.join(sorted(state)) or 'none'}, "
+                f"but this objective has a state in {', '.join(sorted(slots)) or 'none'}"
+            )
+        for name, slot in slots.items():
+            slot.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        named: dict[str, Any] = {"advantage": self.advantage, "clip": self.clip}
+        for group in ("post", "adjust", "kl"):
+            named |= {f"{group}.{place}": slot for place, slot in enumerate(getattr(self, group))}
+        return {name: slot for name, slot in named.items() if hasattr(slot, "state_dict")}
+
+
+def _needs(*slots: Any) -> frozenset[str]:
+    return frozenset().union(*(getattr(slot, "needs", frozenset()) for slot in slots))

@@ -1,0 +1,110 @@
+"""Rewards are plain callables: `reward(prompts=…, completions=…, **columns)` gives one number a completion.
+
+That is TRL's signature too, so a reward of ours works there and one of theirs here.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Reward: TypeAlias = Callable[..., Sequence[float | None]]
+
+
+def evaluate_rewards(
+    rewards: Reward | Mapping[str, Reward],
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    weights: Mapping[str, float] | None = None,
+    time_limit: float | None = 60.0,
+) -> tuple[Float[Tensor, " N"], dict[str, Float[Tensor, " N"]]]:
+    """The weighted sum of the rewards of each completion, and each reward by its name.
+
+    Args:
+        rewards: One callable, or several by name.
+        columns: What the callables are given beside prompts and completions, one value a completion.
+        weights: By name; 1 where nothing is said.
+        time_limit: Seconds that one call may take; None for no limit. A call that hangs is left behind in its thread.
+
+    Raises ValueError that names the reward when it raises, takes too long, returns another number of values, or gives
+    a value that is no finite number.
+
+    >>> total, _ = evaluate_rewards(lambda completions, **_: [float("4" in c) for c in completions], ["2+2="], ["4"])
+    """
+    named = rewards if isinstance(rewards, Mapping) else {getattr(rewards, "__name__", type(rewards).__name__): rewards}
+    unknown = sorted(set(weights or {}) - set(named))
+    if unknown:
+        raise ValueError(f"weights name rewards that there are not: {', '.join(unknown)}")
+    given = {"prompts": list(prompts), "completions": list(completions), **(columns or {})}
+    each = {name: _values(name, reward, given, len(completions), time_limit) for name, reward in named.items()}
+    total = torch.stack([(weights or {}).get(name, 1.0) * values for name, values in each.items()]).sum(0)
+    return total, each
+
+
+def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_limit: float | None) -> Tensor:
+    told: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            told["values"] = reward(**given)
+        except Exception as error:  # noqa: BLE001 whatever a user's reward raises is told with its name
+            told["error"] = error
+
+    if time_limit is None:
+        call()
+    else:
+        thread = threading.Thread(target=call, daemon=True)  # a daemon, so that a hanging one cannot keep the process
+        thread.start()
+        thread.join(time_limit)
+        if thread.is_alive():
+            raise ValueError(f"reward {name!r} took more than {time_limit:g} s for {num} completions; is it hanging?")
+    if "error" in told:
+        error = told["error"]
+        raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+    values = told["values"]
+    if len(values) != num:
+        raise ValueError(f"reward {name!r} gave {len(values)} values for {num} completions")
+    bad = [place for place, value in enumerate(values) if value is None]
+    if not bad:
+        found = torch.as_tensor(values, dtype=torch.float32)
+        bad = (~found.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"reward {name!r} gave no finite number for completions {bad[:5]}")
+    return found
+
+
+class FormatReward:
+    """1 for a completion that the pattern matches as a whole, else 0.
+
+    >>> FormatReward(r"<think>.*</think><answer>.*</answer>")(completions=["<think>so</think><answer>2</answer>"])
+    [1.0]
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = re.compile(pattern, re.DOTALL)
+        self.__name__ = "format"
+
+    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+        return [float(self.pattern.fullmatch(one) is not None) for one in completions]
+
+
+def overlong_penalty(
+    lengths: Int[Tensor, " N"], is_truncated: Bool[Tensor, " N"], *, max_length: int, buffer: int
+) -> Float[Tensor, " N"]:
+    """0 up to `max_length` − `buffer` tokens, then falling to −1 at `max_length`; −1 when truncated (2503.14476, eq. 13).
+
+    Raises ValueError for a buffer that is not between 1 and `max_length`.
+
+    >>> overlong_penalty(torch.tensor([8, 15]), torch.tensor([False, False]), max_length=20, buffer=10)
+    tensor([ 0.0000, -0.5000])
+    """
+    if not 1 <= buffer <= max_length:
+        raise ValueError(f"buffer={buffer} must be between 1 and max_length={max_length}")
+    over = (lengths - (max_length - buffer)).clamp(min=0, max=buffer) / buffer
+    return -torch.where(is_truncated, 1.0, over)

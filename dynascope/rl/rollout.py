@@ -1,0 +1,223 @@
+"""Completions sampled from a model, and what is remembered of them; and what a model says of them later.
+
+Works with every causal language model of Hugging Face's interface that has a key-value cache.
+"""
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from dynascope.rl.batch import PolicyBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """N completions: prompts padded on the left, completions on the right, those of one prompt beside each other."""
+
+    prompts: Int[Tensor, "N P"]
+    prompt_mask: Bool[Tensor, "N P"]
+    tokens: Int[Tensor, "N T"]
+    mask: Bool[Tensor, "N T"]
+    """True at the completion's tokens, its stop token included."""
+    behaviour_log_probs: Float[Tensor, "N T"]
+    """At the sampling temperature, of the distribution before `process`."""
+    sampling_log_probs: Float[Tensor, "N T"]
+    """Of the distribution that was really drawn from; another one only where `process` changed it."""
+    is_truncated: Bool[Tensor, " N"]
+    """The finish reason: True for the length limit, False for the stop token."""
+    group_ids: Int[Tensor, " N"]
+    max_length: int
+    temperature: float
+    weights_version: int
+    """Of the policy that sampled: how many updates it had seen."""
+
+    @property
+    def lengths(self) -> Int[Tensor, " N"]:
+        """Tokens of each completion."""
+        return self.mask.sum(1)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: Shaped[Tensor, " rows"]) -> "Rollout":
+        """Some of the completions, by numbers or a boolean mask."""
+        kept = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)})
+
+    def batch(self, rewards: Float[Tensor, " N"], **more: Any) -> PolicyBatch:
+        """What an objective sees of it, with rewards and whatever else is known.
+
+        >>> batch = rollout.batch(rewards, correct=rewards > 0)
+        """
+        known: dict[str, Any] = {
+            "mask": self.mask,
+            "rewards": rewards,
+            "group_ids": self.group_ids,
+            "behaviour_log_probs": self.behaviour_log_probs,
+            "tokens": self.tokens,
+            "is_truncated": self.is_truncated,
+            "max_length": self.max_length,
+        }
+        return PolicyBatch(**(known | more))
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    prompts: Int[Tensor, "prompts P"],
+    prompt_mask: Bool[Tensor, "prompts P"] | None = None,
+    *,
+    num_samples: int,
+    max_new_tokens: int,
+    stop_token: int,
+    pad_token: int = 0,
+    temperature: float = 1.0,
+    process: Callable[[Tensor, Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    weights_version: int = 0,
+) -> Rollout:
+    """`num_samples` completions of every prompt, each until its stop token or `max_new_tokens`.
+
+    A prompt runs through the model once, whatever the number of its samples. Temperature 0 takes the likeliest token,
+    with log-probabilities at temperature 1. `process(tokens so far, logits)` has the signature of Hugging Face's logits
+    processors and changes what is drawn from, after the temperature. Draws come from `generator` alone; the model's
+    mode is put back.
+
+    Raises ValueError for no samples, no tokens, or a negative temperature.
+
+    >>> rollout = sample(model, prompts, num_samples=8, max_new_tokens=32, stop_token=tokenizer.eos_token_id)
+    """
+    if num_samples < 1 or max_new_tokens < 1:
+        raise ValueError(f"num_samples={num_samples} and max_new_tokens={max_new_tokens}: both must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} must not be negative")
+    num = len(prompts) * num_samples
+    inputs = _inputs(prompts, prompt_mask)
+    was_training = model.training
+    model.eval()
+    try:
+        output = model(**inputs, use_cache=True, **_last_logits(model, 1))
+        cache = output.past_key_values
+        if num_samples > 1:
+            cache.batch_repeat_interleave(num_samples)
+        logits = output.logits[:, -1].repeat_interleave(num_samples, 0)
+        history = prompts.repeat_interleave(num_samples, 0)
+        seen = None if prompt_mask is None else prompt_mask.repeat_interleave(num_samples, 0)
+
+        drawn, behaviour, sampling, alive = [], [], [], []
+        is_alive = torch.ones(num, dtype=torch.bool, device=prompts.device)
+        for place in range(max_new_tokens):
+            log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
+            # The very same tensor where nothing is changed, so that the two records agree to the bit.
+            draw_from = log_probs if process is None else process(history, log_probs).log_softmax(-1)
+            token = (
+                draw_from.argmax(-1, keepdim=True)
+                if temperature == 0
+                else torch.multinomial(draw_from.exp(), 1, generator=generator)
+            )
+            behaviour.append(log_probs.gather(1, token))
+            sampling.append(draw_from.gather(1, token))
+            drawn.append(token.masked_fill(~is_alive[:, None], pad_token))
+            alive.append(is_alive)
+            is_alive = is_alive & (token[:, 0] != stop_token)
+            # On an accelerator the question waits for the device, so it is asked seldom there.
+            asks = prompts.device.type == "cpu" or place % 16 == 15
+            if place + 1 == max_new_tokens or (asks and not bool(is_alive.any())):
+                break
+            if process is not None:
+                history = torch.cat([history, drawn[-1]], 1)
+            if seen is not None:
+                seen = torch.cat([seen, seen.new_ones(num, 1)], 1)
+            step = {"input_ids": drawn[-1]} if seen is None else _next_inputs(drawn[-1], seen)
+            logits = model(**step, past_key_values=cache, use_cache=True).logits[:, -1]
+    finally:
+        model.train(was_training)
+
+    mask = torch.stack(alive, 1)
+    width = int(mask.any(0).sum())
+    mask = mask[:, :width]
+    return Rollout(
+        prompts=prompts.repeat_interleave(num_samples, 0),
+        prompt_mask=(torch.ones_like(prompts).bool() if prompt_mask is None else prompt_mask).repeat_interleave(
+            num_samples, 0
+        ),
+        tokens=torch.cat(drawn, 1)[:, :width],
+        mask=mask,
+        behaviour_log_probs=torch.cat(behaviour, 1)[:, :width].masked_fill(~mask, 0.0),
+        sampling_log_probs=torch.cat(sampling, 1)[:, :width].masked_fill(~mask, 0.0),
+        is_truncated=is_alive,
+        group_ids=torch.arange(len(prompts), device=prompts.device).repeat_interleave(num_samples),
+        max_length=max_new_tokens,
+        temperature=temperature or 1.0,
+        weights_version=weights_version,
+    )
+
+
+def score(
+    model: nn.Module,
+    rollout: Rollout,
+    also: Collection[str] = (),
+    *,
+    differentiable_entropy: bool = False,
+) -> dict[str, Tensor]:
+    """What the model says of a rollout's tokens now, as fields of a `PolicyBatch`: `log_probs`, and what is asked for.
+
+    `also` may name "entropy", "logits", and "hidden" (which brings "unembedding"): what reaches the unembedding, caught
+    at its input. Entropies carry no gradient unless `differentiable_entropy`.
+
+    Raises ValueError for another name.
+
+    >>> loss, metrics = objective.loss(batch.having(**score(model, rollout, {"entropy"})))
+    """
+    unknown = set(also) - {"entropy", "logits", "hidden", "unembedding"}
+    if unknown:
+        raise ValueError(f"score knows entropy, logits, hidden and unembedding, not {', '.join(sorted(unknown))}")
+    width = rollout.tokens.shape[1]
+    is_padded = not bool(rollout.prompt_mask.all()) if rollout.prompts.device.type == "cpu" else True
+    seen = torch.cat([rollout.prompt_mask, torch.ones_like(rollout.mask)], 1) if is_padded else None
+    inputs = _inputs(torch.cat([rollout.prompts, rollout.tokens], 1), seen)
+    caught: list[Tensor] = []
+    wants_hidden = not {"hidden", "unembedding"}.isdisjoint(also)
+    head: Any = model.get_output_embeddings() if wants_hidden else None  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0])) if wants_hidden else None
+    try:
+        output = model(**inputs, use_cache=False, **_last_logits(model, width + 1))
+    finally:
+        if hook is not None:
+            hook.remove()
+    logits = output.logits[:, -width - 1 : -1].float()
+    if rollout.temperature != 1.0:
+        logits = logits / rollout.temperature
+    told = {"log_probs": -nn.functional.cross_entropy(logits.mT, rollout.tokens, reduction="none")}
+    if "entropy" in also:
+        with torch.set_grad_enabled(differentiable_entropy and torch.is_grad_enabled()):
+            own = logits if differentiable_entropy else logits.detach()
+            log_probs = own.log_softmax(-1)
+            told["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
+    if "logits" in also:
+        told["logits"] = logits
+    if wants_hidden:
+        told |= {"hidden": caught[0][:, -width - 1 : -1], "unembedding": head.weight}
+    return told
+
+
+def _inputs(ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Without padding there is nothing to say beside the ids; padding on the left wants positions and a mask."""
+    if mask is None:
+        return {"input_ids": ids}
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
+
+
+def _next_inputs(token: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": token, "attention_mask": mask.long(), "position_ids": mask.sum(1, keepdim=True) - 1}
+
+
+def _last_logits(model: nn.Module, count: int) -> dict[str, int]:
+    """Where the model knows how to unembed the last positions only, the prompt's are not worked out."""
+    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

@@ -1,0 +1,121 @@
+"""Any policy objective inside TRL's GRPOTrainer: generation, accelerate, PEFT and vLLM are TRL's, the objective ours."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.presets import preset
+
+
+class PolicyObjectiveTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer with another objective; needs the extra `trl`.
+
+    `objective` is a `PolicyObjective` or a preset's name. Of TRL's settings those of the objective (loss_type, epsilon,
+    scale_rewards, importance_sampling_level, entropy_coef, delta) no longer count; an objective against the start model
+    wants `beta` above 0 in the settings, so that TRL keeps that model, and weighs it by its own coefficient.
+
+    Raises ValueError when the objective needs what TRL does not give: a teacher, hidden states, logits or values.
+
+    >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
+    """
+
+    def __init__(self, *args: Any, objective: PolicyObjective | str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective = preset(objective) if isinstance(objective, str) else objective
+        needs = self.objective.rollout_needs | self.objective.loss_needs
+        missing = needs - {"behaviour_log_probs", "ref_log_probs", "entropy", "correct"}
+        if missing:
+            raise ValueError(f"TRL does not give {', '.join(sorted(missing))}, which this objective needs")
+        if "ref_log_probs" in needs and self.beta == 0.0:
+            raise ValueError("this objective compares with the start model: set beta=1e-3 (any value) in GRPOConfig")
+        self._rewards = torch.zeros(0)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        by_function: Tensor = super()._calculate_rewards(*args, **kwargs)
+        weights = self.reward_weights.to(by_function.device)
+        self._rewards = (by_function * weights).nansum(1)
+        return by_function
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mask = self._mask(output)
+        needs = self.objective.rollout_needs
+        behaviour = output.get("old_per_token_logps")
+        if behaviour is None and "behaviour_log_probs" in needs:
+            behaviour = self._log_probs(output)
+        local = {
+            "mask": mask.long(),
+            "behaviour_log_probs": behaviour,
+            "ref_log_probs": output.get("ref_per_token_logps"),
+        }
+        # Estimators see the whole rollout, as TRL's own advantage does; every rank keeps its slice.
+        everyone = {
+            name: self.accelerator.gather(self.accelerator.pad_across_processes(value, dim=1))
+            for name, value in local.items()
+            if value is not None
+        }
+        num = self.num_generations if self.model.training else self.num_generations_eval
+        rewards = self._rewards.to(mask.device)
+        batch = PolicyBatch(
+            mask=everyone.pop("mask").bool(),
+            rewards=rewards,
+            group_ids=torch.arange(len(rewards), device=mask.device) // num,
+            correct=rewards > 0,
+            max_length=self.max_completion_length,
+            step=self.state.global_step,
+            **everyone,
+        )
+        advantage = self.objective.advantages(batch)
+        start = self.accelerator.process_index * len(mask)
+        own = slice(start, start + len(mask))
+        advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]
+        output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": batch.group_ids[own]}
+        return output
+
+    @torch.no_grad()
+    def _log_probs(self, output: dict[str, Any]) -> Tensor:
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+        seen = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+        width = output["completion_ids"].shape[1]
+        log_probs: Tensor = self._get_per_token_logps_and_entropies(self.model, ids, seen, width)[0]
+        return log_probs
+
+    def _mask(self, inputs: dict[str, Any]) -> Tensor:
+        mask: Tensor = inputs["completion_mask"]
+        return (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).bool()
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        width = inputs["completion_ids"].shape[1]
+        log_probs, entropy, _ = self._get_per_token_logps_and_entropies(model, ids, seen, width, compute_entropy=True)
+        mask = self._mask(inputs)
+        is_training = self.model.training
+        steps = self.current_gradient_accumulation_steps if is_training else 1
+        # TRL counts tokens over all ranks and over the whole generation batch, of which this step has its share.
+        share = steps / (self.args.steps_per_generation if is_training else 1) / self.accelerator.num_processes
+        batch = PolicyBatch(
+            mask=mask,
+            rewards=inputs["rewards"],
+            group_ids=inputs["group_ids"],
+            advantage=inputs["advantages"],
+            log_probs=log_probs,
+            behaviour_log_probs=inputs.get("old_per_token_logps"),
+            ref_log_probs=inputs.get("ref_per_token_logps"),
+            entropy=entropy,
+            correct=inputs["rewards"] > 0,
+            max_length=self.max_completion_length,
+            num_tokens=inputs["num_items_in_batch"].clamp(min=1) * share,
+            num_completions=len(mask) * steps,
+            step=self.state.global_step,
+        )
+        loss, metrics = self.objective.loss(batch)
+        mode = "train" if is_training else "eval"
+        names, values = list(metrics), torch.stack([value.float() for value in metrics.values()])
+        for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):
+            self._metrics[mode][f"policy/{name}"].append(value)
+        return loss
