@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dynascope.kernels.layerwise import Outer, Use
+from dynascope.kernels.layerwise import Explicit, Outer, Use
 
 MAX_EXPLICIT = 2**26
 """Numbers of explicit gradients held at once."""
@@ -95,3 +95,44 @@ def _gram(one: Outer, two: Outer) -> Float[Tensor, " examples"]:
 def _sides(use: Outer) -> tuple[Tensor, Tensor]:
     """The factors in the order of the weight's axes."""
     return (use.inputs, use.gradients) if use.is_input_first else (use.gradients, use.inputs)
+
+
+def weighted_inner_products(ones: Sequence[Use], twos: Sequence[Use], weights: Tensor) -> Float[Tensor, " examples"]:
+    """Σ weights · (gradient of one) · (gradient of two), example by example: the inner product under a diagonal metric.
+
+    A diagonal metric takes the products apart no more, so gradients are formed, of some examples at a time.
+
+    >>> weighted_inner_products([chosen_use], [rejected_use], 1 / (exp_avg_sq.sqrt() + eps))
+    """
+    shape, num_examples = weights.shape, len(ones[0].gradients)
+    size = max(1, MAX_EXPLICIT // (2 * shape.numel()))
+    parts = []
+    for first in range(0, num_examples, size):
+        rows = slice(first, first + size)
+        sides = [torch.stack([at(use, rows).explicit(shape) for use in uses]).sum(0) for uses in (ones, twos)]
+        parts.append((sides[0] * sides[1] * weights).flatten(1).sum(1))
+    return torch.cat(parts)
+
+
+def along(uses: Sequence[Use], direction: Tensor) -> Float[Tensor, " examples"]:
+    """⟨gradient, direction⟩ of each example, for a direction in the weight's own shape.
+
+    >>> along([use], weight_now - weight_before)
+    """
+    total = []
+    for use in uses:
+        if not isinstance(use, Outer):
+            total.append(use.gradients.flatten(1) @ direction.flatten())
+        elif use.is_lookup:
+            total.append((direction[use.inputs] * use.gradients).sum((1, 2)))
+        else:
+            left, right = _sides(use)
+            total.append((left @ direction.flatten(1) * right).sum((1, 2)))
+    return torch.stack(total).sum(0)
+
+
+def at(use: Use, rows: slice) -> Use:
+    """The same of some of the examples."""
+    if isinstance(use, Outer):
+        return Outer(use.inputs[rows], use.gradients[rows], use.is_input_first)
+    return Explicit(use.gradients[rows])

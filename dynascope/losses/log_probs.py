@@ -5,24 +5,27 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 class _LogProbs(torch.autograd.Function):
     """log softmax at the targets. Autograd's own way keeps or makes several tensors as large as the logits."""
 
     @staticmethod
-    def forward(context: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(logits: Tensor, targets: Tensor) -> Tensor:
         # Row by row: a low-precision row is widened alone, never the whole batch.
-        normalizer = torch.stack([row.float().logsumexp(-1) for row in logits]) if len(logits) else logits[..., 0]
-        context.save_for_backward(logits, targets, normalizer)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        normalizer = torch.stack([row.to(wide).logsumexp(-1) for row in logits])
         at_target: Tensor = logits.gather(-1, targets[..., None])[..., 0]
         return at_target - normalizer
 
     @staticmethod
-    @once_differentiable
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        context.save_for_backward(*inputs, output)
+
+    @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, targets, normalizer = context.saved_tensors
+        logits, targets, output = context.saved_tensors
+        normalizer = logits.gather(-1, targets[..., None])[..., 0] - output
         buffer = torch.empty_like(logits)
         for row, out, normal, outer in zip(logits, buffer, normalizer, gradient, strict=True):
             out.copy_((row - normal[:, None]).exp_().mul_(-outer[:, None]))
