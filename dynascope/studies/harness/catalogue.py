@@ -17,6 +17,7 @@ from dynascope.studies.harness.study import Study
 STUDIES = (
     "data-diet",
     "exact-permutations",
+    "gradient-entanglement",
     "grokking-lazy-rich",
     "mesa-optimization",
     "neural-tangent-kernel",
