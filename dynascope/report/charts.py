@@ -52,6 +52,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Attention": ("attention", "scan"),
     "Activations and residual stream": ("activations", "residual"),
     "Curvature": ("curvature",),
+    "Preferences": ("logps", "rewards", "entanglement"),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"
