@@ -55,7 +55,7 @@ def trainer(folder: Path, kind: type[trl.DPOTrainer], of: str = "llama", **setti
         output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", logging_steps=1,
         max_steps=3, per_device_train_batch_size=4, learning_rate=1e-3, bf16=False, gradient_checkpointing=False, **settings,
     )  # fmt: skip
-    return kind(model(of), args=args, train_dataset=pairs(), processing_class=tokenizer(), **own)
+    return kind(model(of), model(of), args=args, train_dataset=pairs(), processing_class=tokenizer(), **own)
 
 
 @pytest.mark.parametrize("of", ["llama", "gpt2"])
