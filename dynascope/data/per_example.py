@@ -14,24 +14,13 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dynascope.kernels.layerwise import (
-    Explicit,
-    LayerTap,
-    Outer,
-    Use,
-    called,
-    frozen,
-    functional,
-    refuse_mixing,
-    uses,
-)
+from dynascope.kernels.layerwise import LayerTap, Use, called, frozen, functional, refuse_mixing, uses
+from dynascope.kernels.products import MAX_EXPLICIT, squared_norms
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 """(what the model returns, targets) -> one loss an example, (examples,)."""
 
 Method: TypeAlias = Literal["ghost", "vmap", "loop"]
-
-MAX_EXPLICIT = 2**26  # numbers of explicit gradients held at once
 
 
 def per_example_gradient_norms(
@@ -119,7 +108,7 @@ def _ghost(
             if not tap.knows(parameter):
                 continue
             if tap.num_uses[id(parameter)] == 1:
-                sums.append(_square(use, tap.shapes[id(parameter)]))
+                sums.append(squared_norms([use], tap.shapes[id(parameter)]))
             else:
                 shared.setdefault(id(parameter), []).append(use)
 
@@ -132,55 +121,5 @@ def _ghost(
         tap.backward(losses.sum())
     total = torch.stack(sums).sum(0) if sums else losses.detach().new_zeros(num_examples)
     for identity, of_one in shared.items():
-        total = total + _square_of_sum(of_one, tap.shapes[identity])
+        total = total + squared_norms(of_one, tap.shapes[identity])
     return total, {name: one for name, one in parameters.items() if id(one) in tap.unknown}
-
-
-def _square(use: Use, shape: torch.Size) -> Float[Tensor, " examples"]:
-    if isinstance(use, Explicit):
-        return use.gradients.flatten(1).square().sum(1)
-    length = use.gradients.shape[1]
-    if length == 1 and not use.is_lookup:
-        return use.inputs.square().sum((1, 2)) * use.gradients.square().sum((1, 2))
-    if use.is_lookup or length**2 <= shape[0] * shape[1:].numel():
-        return _inner(use, use)
-    return _explicit_square(use, shape)
-
-
-def _explicit_square(use: Outer, shape: torch.Size) -> Float[Tensor, " examples"]:
-    """By the gradients themselves, some examples at a time; the better way for more positions than weights."""
-    size = max(1, MAX_EXPLICIT // shape.numel())
-    parts = zip(use.inputs.split(size), use.gradients.split(size), strict=True)
-    return torch.cat([(gradient.mT @ incoming).square().sum((1, 2)) for incoming, gradient in parts])
-
-
-def _inner(one: Outer, two: Outer) -> Float[Tensor, " examples"]:
-    """⟨Σ_t left_t ⊗ right_t, Σ_s left'_s ⊗ right'_s⟩ = Σ_ts ⟨left_t, left'_s⟩ ⟨right_t, right'_s⟩."""
-    (left, right), (other_left, other_right) = _sides(one), _sides(two)
-    if one.is_lookup and two.is_lookup:
-        lefts = (left[:, :, None] == other_left[:, None]).to(right.dtype)
-    elif one.is_lookup:
-        rows = left[:, None].expand(-1, other_left.shape[1], -1)
-        lefts = other_left.gather(2, rows).transpose(1, 2)
-    elif two.is_lookup:
-        return _inner(two, one)
-    else:
-        lefts = left @ other_left.transpose(1, 2)
-    return (lefts * (right @ other_right.transpose(1, 2))).sum((1, 2))
-
-
-def _sides(use: Outer) -> tuple[Tensor, Tensor]:
-    """The factors in the order of the weight's axes."""
-    return (use.inputs, use.gradients) if use.is_input_first else (use.gradients, use.inputs)
-
-
-def _square_of_sum(of_one: list[Use], shape: torch.Size) -> Float[Tensor, " examples"]:
-    """A weight that several layers share: its gradient is the sum over them, so their cross terms count."""
-    outer = [use for use in of_one if isinstance(use, Outer)]
-    if len(outer) < len(of_one):
-        return torch.stack([use.explicit(shape) for use in of_one]).sum(0).flatten(1).square().sum(1)
-    total = torch.stack([_square(use, shape) for use in outer]).sum(0)
-    for index, one in enumerate(outer):
-        for two in outer[index + 1 :]:
-            total = total + 2 * _inner(one, two)
-    return total

@@ -222,7 +222,9 @@ class _Kernel:
             lambda module, incoming, gradient: received.append((module, incoming, gradient)),
         )
         per_output: list[dict[str, list[Use]]] = []
-        with frozen(self.parameters.values()), torch.enable_grad():
+        # Trained ones that were not chosen too: the tap's anchor has to be the only leaf that gradients flow to.
+        trained = [one for one in self.model.parameters() if one.requires_grad]
+        with frozen([*self.parameters.values(), *trained]), torch.enable_grad():
             outputs = self._as_matrix(tap.forward(lambda: self.readout(called(self.model, inputs))), _count(inputs))
             for column in range(outputs.shape[1]):
                 tap.backward(outputs[:, column].sum(), retain_graph=column + 1 < outputs.shape[1])

@@ -55,6 +55,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Tangent kernel": ("kernel", "modes"),
     "Ensemble": ("ensemble",),
     "Learning in context": ("mesa", "mamba"),
+    "Preferences": ("logps", "rewards", "entanglement"),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"

@@ -46,8 +46,9 @@ class Rollout:
 
     def select(self, rows: Shaped[Tensor, " rows"]) -> "Rollout":
         """Some of the completions, by numbers or a boolean mask."""
-        kept = {one.name: getattr(self, one.name) for one in fields(self)}
-        return replace(self, **{name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)})
+        whole = {one.name: getattr(self, one.name) for one in fields(self)}
+        kept: dict[str, Any] = {name: value[rows] for name, value in whole.items() if isinstance(value, Tensor)}
+        return replace(self, **kept)
 
     def batch(self, rewards: Float[Tensor, " N"], **more: Any) -> PolicyBatch:
         """What an objective sees of it, with rewards and whatever else is known.

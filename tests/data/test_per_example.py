@@ -155,7 +155,7 @@ def test_batch_gradient_is_no_longer_than_the_sum_of_the_norms() -> None:
 
 
 def test_long_sequences_take_the_explicit_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynascope.data.per_example.MAX_EXPLICIT", 20)  # some examples at a time
+    monkeypatch.setattr("dynascope.kernels.products.MAX_EXPLICIT", 20)  # some examples at a time
     model = nn.Sequential(nn.Linear(2, 3))
     inputs, targets = torch.randn(5, 40, 2), torch.randint(3, (5, 40))
     ghost, loop = (

@@ -51,7 +51,10 @@ def trainer(kind: Any, llama: Any, tokenizer: Any, args: Any, **more: Any) -> An
     ("objective", "changes"),
     [
         (grpo, {"loss_type": "grpo"}),
-        (grpo.having(kl=(KLTerm("ref", "k3", 0.04),)), {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False}),
+        (
+            grpo.having(kl=(KLTerm("ref", "k3", 0.04),)),
+            {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False},
+        ),
         (
             grpo.having(kl=(KLTerm("ref", "k3", 0.04, is_ratio_weighted=True),)),
             {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": True},

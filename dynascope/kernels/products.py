@@ -1,0 +1,138 @@
+"""Inner products of the gradients of single examples, from what `layerwise.uses` tells of a layer, without the gradients.
+
+⟨Σ_t left_t ⊗ right_t, Σ_s left'_s ⊗ right'_s⟩ = Σ_ts ⟨left_t, left'_s⟩ ⟨right_t, right'_s⟩: two Gram matrices an example.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dynascope.kernels.layerwise import Explicit, Outer, Use
+
+MAX_EXPLICIT = 2**26
+"""Numbers of explicit gradients held at once."""
+
+
+def inner_products(ones: Sequence[Use], twos: Sequence[Use], shape: torch.Size) -> Float[Tensor, " examples"]:
+    """⟨gradient of one, gradient of two⟩, example by example, of a weight of this shape.
+
+    Each side lists all uses of the weight in the model, whose gradients add up; so cross terms of shared weights count.
+
+    >>> inner_products([chosen_use], [rejected_use], module.weight.shape)
+    """
+    outer = [use for use in (*ones, *twos) if isinstance(use, Outer)]
+    if len(outer) < len(ones) + len(twos):
+        sides = [torch.stack([use.explicit(shape) for use in uses]).sum(0).flatten(1) for uses in (ones, twos)]
+        return (sides[0] * sides[1]).sum(1)
+    products = [
+        _inner(one, two, shape) for one in ones for two in twos if isinstance(one, Outer) and isinstance(two, Outer)
+    ]
+    return torch.stack(products).sum(0)
+
+
+def squared_norms(uses: Sequence[Use], shape: torch.Size) -> Float[Tensor, " examples"]:
+    """‖gradient‖² of each example, of a weight that is used in these ways.
+
+    >>> squared_norms([use], module.weight.shape)
+    """
+    outer = [use for use in uses if isinstance(use, Outer)]
+    if len(outer) < len(uses):
+        return inner_products(uses, uses, shape)
+    total = torch.stack([_square(use, shape) for use in outer]).sum(0)
+    for index, one in enumerate(outer):
+        for two in outer[index + 1 :]:
+            total = total + 2 * _inner(one, two, shape)
+    return total
+
+
+def _square(use: Outer, shape: torch.Size) -> Float[Tensor, " examples"]:
+    if use.gradients.shape[1] == 1 and not use.is_lookup:
+        return use.inputs.square().sum((1, 2)) * use.gradients.square().sum((1, 2))
+    if _is_short(use, use, shape):
+        return _gram(use, use)
+    parts = _split((use,), shape)
+    return torch.cat([(gradient.mT @ incoming).square().sum((1, 2)) for incoming, gradient in parts])
+
+
+def _inner(one: Outer, two: Outer, shape: torch.Size) -> Float[Tensor, " examples"]:
+    if _is_short(one, two, shape):
+        return _gram(one, two)
+    parts = _split((one, two), shape)
+    if one.is_input_first == two.is_input_first:
+        return torch.cat([((g.mT @ x) * (h.mT @ y)).sum((1, 2)) for x, g, y, h in parts])
+    return torch.cat([((g.mT @ x) * (y.mT @ h)).sum((1, 2)) for x, g, y, h in parts])
+
+
+def _is_short(one: Outer, two: Outer, shape: torch.Size) -> bool:
+    """Whether Gram matrices are smaller than the weight; more positions than that are better summed to gradients first."""
+    is_lookup = one.is_lookup or two.is_lookup
+    return is_lookup or one.gradients.shape[1] * two.gradients.shape[1] <= prod(shape)
+
+
+def _split(uses: Sequence[Outer], shape: torch.Size) -> list[tuple[Tensor, ...]]:
+    """The factors, of some examples at a time."""
+    size = max(1, MAX_EXPLICIT // (shape.numel() * len(uses)))
+    return list(zip(*(part.split(size) for use in uses for part in (use.inputs, use.gradients)), strict=True))
+
+
+def _gram(one: Outer, two: Outer) -> Float[Tensor, " examples"]:
+    (left, right), (other_left, other_right) = _sides(one), _sides(two)
+    if one.is_lookup and two.is_lookup:
+        lefts = (left[:, :, None] == other_left[:, None]).to(right.dtype)
+    elif one.is_lookup:
+        rows = left[:, None].expand(-1, other_left.shape[1], -1)
+        lefts = other_left.gather(2, rows).transpose(1, 2)
+    elif two.is_lookup:
+        return _gram(two, one)
+    else:
+        lefts = left @ other_left.transpose(1, 2)
+    return (lefts * (right @ other_right.transpose(1, 2))).sum((1, 2))
+
+
+def _sides(use: Outer) -> tuple[Tensor, Tensor]:
+    """The factors in the order of the weight's axes."""
+    return (use.inputs, use.gradients) if use.is_input_first else (use.gradients, use.inputs)
+
+
+def weighted_inner_products(ones: Sequence[Use], twos: Sequence[Use], weights: Tensor) -> Float[Tensor, " examples"]:
+    """Σ weights · (gradient of one) · (gradient of two), example by example: the inner product under a diagonal metric.
+
+    A diagonal metric takes the products apart no more, so gradients are formed, of some examples at a time.
+
+    >>> weighted_inner_products([chosen_use], [rejected_use], 1 / (exp_avg_sq.sqrt() + eps))
+    """
+    shape, num_examples = weights.shape, len(ones[0].gradients)
+    size = max(1, MAX_EXPLICIT // (2 * shape.numel()))
+    parts = []
+    for first in range(0, num_examples, size):
+        rows = slice(first, first + size)
+        sides = [torch.stack([at(use, rows).explicit(shape) for use in uses]).sum(0) for uses in (ones, twos)]
+        parts.append((sides[0] * sides[1] * weights).flatten(1).sum(1))
+    return torch.cat(parts)
+
+
+def along(uses: Sequence[Use], direction: Tensor) -> Float[Tensor, " examples"]:
+    """⟨gradient, direction⟩ of each example, for a direction in the weight's own shape.
+
+    >>> along([use], weight_now - weight_before)
+    """
+    total = []
+    for use in uses:
+        if not isinstance(use, Outer):
+            total.append(use.gradients.flatten(1) @ direction.flatten())
+        elif use.is_lookup:
+            total.append((direction[use.inputs] * use.gradients).sum((1, 2)))
+        else:
+            left, right = _sides(use)
+            total.append((left @ direction.flatten(1) * right).sum((1, 2)))
+    return torch.stack(total).sum(0)
+
+
+def at(use: Use, rows: slice) -> Use:
+    """The same of some of the examples."""
+    if isinstance(use, Outer):
+        return Outer(use.inputs[rows], use.gradients[rows], use.is_input_first)
+    return Explicit(use.gradients[rows])

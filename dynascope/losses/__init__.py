@@ -1,0 +1,39 @@
+"""Parts: preference losses, what they pull on, and their remedies."""
+
+from dynascope.losses.disentangled import (
+    DisentangledWeights,
+    PairwiseNormalizedPreference,
+    disentangled_weights,
+    normalized_weights,
+)
+from dynascope.losses.log_probs import token_log_probs
+from dynascope.losses.preference import (
+    MARGIN_LOSSES,
+    MarginLoss,
+    PreferencePairs,
+    coefficients_by_autograd,
+    margin_loss,
+)
+from dynascope.losses.token_masks import (
+    SparseTokenMask,
+    contrastive_token_mask,
+    gradient_contrast_mask,
+    masked_pairs,
+)
+
+__all__ = [
+    "MARGIN_LOSSES",
+    "DisentangledWeights",
+    "MarginLoss",
+    "PairwiseNormalizedPreference",
+    "PreferencePairs",
+    "SparseTokenMask",
+    "coefficients_by_autograd",
+    "contrastive_token_mask",
+    "disentangled_weights",
+    "gradient_contrast_mask",
+    "margin_loss",
+    "masked_pairs",
+    "normalized_weights",
+    "token_log_probs",
+]
