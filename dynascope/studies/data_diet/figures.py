@@ -166,7 +166,11 @@ def velocities(runs: Sequence[Runs]) -> Chart:
         .mark_line(strokeWidth=1.3)
         .encode(
             x=EPOCH,
-            y=alt.Y("value:Q", title="kernel velocity", scale=alt.Scale(type="log")),
+            y=alt.Y(
+                "value:Q",
+                title="kernel velocity",
+                scale=alt.Scale(type="symlog", constant=1e-3, domainMin=0, clamp=True),
+            ),
             color=alt.Color("what:N", title=None),
             detail="seed:N",
         )
