@@ -8,7 +8,7 @@ import importlib.util
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,16 @@ def configure(study: Study, preset: str, overrides: dict[str, Any] | None = None
     if preset not in study.presets:
         raise ValueError(f"study {study.name} has no preset {preset!r}; it has {', '.join(study.presets)}")
     config = study.presets[preset]
+    _check_names(study, config, overrides or {})
+    return dataclasses.replace(config, **(overrides or {}))
+
+
+def _check_names(study: Study, config: Any, wanted: Iterable[str]) -> None:
     names = [one.name for one in dataclasses.fields(config)]
-    for name in overrides or {}:
+    for name in wanted:
         if name not in names:
             hint = _near(name, names, f"it has {', '.join(names)}")
             raise ValueError(f"study {study.name} has no setting {name!r}; {hint}")
-    return dataclasses.replace(config, **(overrides or {}))
 
 
 def parse_overrides(study: Study, preset: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def parse_overrides(study: Study, preset: str, settings: Sequence[str]) -> dict[
             raise ValueError(f"--set wants KEY=VALUE, not {text!r}")
         pairs[name.strip()] = value.strip()
     config = configure(study, preset)
-    configure(study, preset, dict.fromkeys(pairs))
+    _check_names(study, config, pairs)
     return {name: _typed(config, name, value) for name, value in pairs.items()}
 
 
@@ -103,7 +107,7 @@ def _typed(config: Any, name: str, text: str) -> Any:
     except SystemExit:
         kind = next(one.type for one in dataclasses.fields(config) if one.name == name)
         shown = kind if isinstance(kind, str) else getattr(kind, "__name__", kind)
-        raise ValueError(f"--set {name}={text}: {text!r} is no {shown}") from None
+        raise ValueError(f"--set {name}={text}: {text!r} is no {shown}, or none that this study allows") from None
     return getattr(parsed, name)
 
 

@@ -50,3 +50,10 @@ def test_verdict_is_told_with_figures_and_failures(tmp_path: Path) -> None:
     assert "C1  holds  Second is higher." in told
     assert "the paper: 1.0" in told
     assert "unlucky seed 1 failed: RuntimeError: out of luck" in told
+
+
+def test_a_setting_that_its_study_refuses_is_told() -> None:
+    study = load_study("exact-permutations")
+    assert parse_overrides(study, "small", ["num_networks=3"]) == {"num_networks": 3}
+    with pytest.raises(ValueError, match="none that this study allows"):
+        parse_overrides(study, "small", ["delta_all=2"])
