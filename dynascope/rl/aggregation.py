@@ -16,7 +16,7 @@ Denominator = Literal[
 
 
 def aggregate(
-    values: Float[Tensor, "N T"],
+    values: Float[Tensor, "N _"],
     mask: Bool[Tensor, "N T"],
     denominator: str = "token-mean",
     *,
@@ -26,6 +26,8 @@ def aggregate(
     group_ids: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
     """The mean of `values` where `mask` is True, in the sense of the denominator; an empty mask gives 0.
+
+    Values are of tokens (N, T), or one for all tokens of a completion (N, 1).
 
     - "token-mean" (DAPO, 2503.14476): every token of the step weighs the same; divides by `num_tokens`.
     - "seq-mean-token-mean" (GRPO, 2402.03300): the mean over completions of their token means.
@@ -41,7 +43,8 @@ def aggregate(
     >>> [aggregate(values, mask, name).item() for name in ("token-mean", "seq-mean-token-mean")]
     [1.25, 1.5]
     """
-    values = values * mask
+    # What is the same at every token needs no (N, T) of its own.
+    values = values * (mask if values.shape == mask.shape else mask.sum(1, keepdim=True))
     completions = len(values) if num_completions is None else num_completions
     if denominator == "token-mean":
         count = mask.sum() if num_tokens is None else num_tokens

@@ -28,11 +28,14 @@ Metrics: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LossView:
-    """What a slot of the loss may look at: the minibatch, the current detached ratio, and the bounds once they are known."""
+    """What a slot of the loss may look at: the minibatch, the current detached ratio, and the bounds once they are known.
+
+    Ratios are (N, T), or (N, 1) where the ratio is the completion's.
+    """
 
     batch: PolicyBatch
-    ratio: Float[Tensor, "N T"]
-    log_ratio: Float[Tensor, "N T"]
+    ratio: Float[Tensor, "N _"]
+    log_ratio: Float[Tensor, "N _"]
     low: Bound = None
     high: Bound = None
     _known: dict[Any, Any] = field(default_factory=dict)
@@ -158,29 +161,32 @@ class PolicyObjective:
             loss = loss - self.entropy_bonus * self._aggregate(batch.entropy.masked_fill(~batch.mask, 0.0), batch)
 
         with torch.no_grad():
-            # One matrix of all that is averaged over tokens: a handful of kernels, whatever the number of metrics.
-            log_ratio = view.log_ratio
+            # At padding log-ratios are 0 and nothing is clipped, so plain sums over (N, T) are sums over tokens; a
+            # completion's one number stands for each of its tokens.
+            log_ratio, lengths = view.log_ratio, batch.mask.sum(1, keepdim=True)
+            count = lengths.sum().clamp(min=1)
+
+            def total(one: Tensor) -> Tensor:
+                if one.shape == batch.mask.shape:
+                    return one.count_nonzero() if one.dtype == torch.bool else one.sum()
+                return (one * lengths).sum()
+
+            above = torch.expm1(log_ratio)
             averaged: dict[str, Tensor] = {
-                "clip/low": surrogate.is_clipped_low,
-                "clip/high": surrogate.is_clipped_high,
-                "ratio/mean": view.ratio,
-                "kl/behaviour": torch.expm1(log_ratio) - log_ratio,
+                "clip/low": total(surrogate.is_clipped_low) / count,
+                "clip/high": total(surrogate.is_clipped_high) / count,
+                "ratio/mean": 1 + total(above) / count,
+                "kl/behaviour": total(above - log_ratio) / count,
             }
             if batch.entropy is not None:
-                averaged["entropy"] = batch.entropy.detach()
+                averaged["entropy"] = batch.entropy.detach().masked_fill(~batch.mask, 0.0).sum() / count
             if self.pre_clip is not None:
                 low_ratio, high_ratio = self.pre_clip
                 is_held = (view.ratio <= low_ratio * (1 + 1e-6)) | (view.ratio >= high_ratio * (1 - 1e-6))
-                averaged["pre_clipped"] = is_held
-            weights = batch.mask.flatten().to(view.ratio.dtype)
-            # At padding the ratio is 1 and its logarithm 0; entropies there are the model's business, hence the zeros.
-            rows = torch.stack(
-                [one.masked_fill(~batch.mask, 0).flatten().to(weights.dtype) for one in averaged.values()]
-            )
-            means = (rows.sum(1) / weights.sum().clamp(min=1)).unbind()
+                averaged["pre_clipped"] = total(is_held) / count
         return loss, {
             "policy_loss": policy_loss.detach(),
-            **dict(zip(averaged, means, strict=True)),
+            **averaged,
             "ratio/max_log": log_ratio.abs().amax(),
             **{name: one.detach() for name, one in divergences.items()},
         }

@@ -16,10 +16,10 @@ def log_ratios(
     *,
     level: str = "token",
     pre_clip: tuple[float, float] | None = None,
-) -> Float[Tensor, "N T"]:
-    """log π − log π_behaviour, in float32 at least, at every token; 0, without a gradient, at padding.
+) -> Float[Tensor, "N _"]:
+    """log π − log π_behaviour, in float32 at least, at every token (N, T); 0, without a gradient, at padding.
 
-    Level "sequence" is the mean over the completion's tokens, the same at each of them (GSPO, 2507.18071, eq. 7);
+    Level "sequence" is the mean over the completion's tokens, one number each (N, 1) (GSPO, 2507.18071, eq. 7);
     "sequence-token" has that value and each token's own gradient (GSPO-token, ibid., eq. 14). `pre_clip=(1e-3, 1e3)`
     holds the ratio between two numbers before it is exponentiated, so that neither it nor its gradient can overflow
     (2505.02835, section 3): clamping after `exp` still gives 0 · inf.
@@ -34,7 +34,7 @@ def log_ratios(
     difference = difference.masked_fill(~mask, 0.0)
     if level == "sequence":
         lengths = mask.sum(1, keepdim=True).clamp(min=1)
-        difference = (difference.sum(1, keepdim=True) / lengths).expand_as(mask)
+        difference = difference.sum(1, keepdim=True) / lengths
     elif level == "sequence-token":
         lengths = mask.sum(1, keepdim=True).clamp(min=1)
         mean = difference.detach().sum(1, keepdim=True) / lengths

@@ -10,14 +10,14 @@ from torch import Tensor
 class Surrogate(NamedTuple):
     """A loss at every token, and where the clip took the gradient away."""
 
-    loss: Float[Tensor, "N T"]
-    is_clipped_low: Bool[Tensor, "N T"]
-    is_clipped_high: Bool[Tensor, "N T"]
+    loss: Float[Tensor, "N _"]
+    is_clipped_low: Bool[Tensor, "N _"]
+    is_clipped_high: Bool[Tensor, "N _"]
 
 
 def clipped_surrogate(
-    ratio: Float[Tensor, "N T"],
-    advantage: Float[Tensor, "N T"] | Float[Tensor, "N 1"],
+    ratio: Float[Tensor, "N _"],
+    advantage: Float[Tensor, "N _"],
     low: float | Float[Tensor, "..."] | None = 0.2,
     high: float | Float[Tensor, "..."] | None = 0.2,
     *,
@@ -25,7 +25,8 @@ def clipped_surrogate(
 ) -> Surrogate:
     """−min(ratio · A, clip(ratio, 1 − low, 1 + high) · A): negative, so that it is minimised.
 
-    Bounds are numbers or tensors that go with (N, T); None leaves that side unclipped. `dual_clip=c` caps the loss of
+    Ratio and advantage are of tokens (N, T) or of completions (N, 1), bounds numbers or tensors that go with them; None
+    leaves that side unclipped. `dual_clip=c` caps the loss of
     a token with negative advantage at c|A|, so that one token that became much likelier cannot rule the batch
     (1912.09729, eq. 5); its gradient is 0 there.
 
@@ -37,11 +38,11 @@ def clipped_surrogate(
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip={dual_clip} must be above 1")
     lowest, highest = None if low is None else 1 - low, None if high is None else 1 + high
-    clipped = ratio
-    if lowest is not None:
-        clipped = clipped.clamp(min=lowest)
-    if highest is not None:
-        clipped = clipped.clamp(max=highest)
+    if isinstance(lowest, float) and isinstance(highest, float):
+        clipped = ratio.clamp(lowest, highest)
+    else:
+        clipped = ratio if lowest is None else ratio.clamp(min=lowest)
+        clipped = clipped if highest is None else clipped.clamp(max=highest)
     loss = -torch.min(ratio * advantage, clipped * advantage)
     if dual_clip is not None:
         loss = torch.where(advantage < 0, torch.min(loss, -dual_clip * advantage), loss)

@@ -61,6 +61,15 @@ def test_padding_changes_nothing() -> None:
         assert aggregate(*wider, denominator, max_length=8) == aggregate(VALUES, MASK, denominator, max_length=8)
 
 
+def test_one_value_a_completion_stands_for_each_of_its_tokens() -> None:
+    for denominator in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "max-length", "group-token-mean"):
+        found, expected = (
+            aggregate(values, MASK, denominator, max_length=8, group_ids=torch.zeros(2, dtype=torch.long))
+            for values in (VALUES[:, :1], VALUES)
+        )
+        torch.testing.assert_close(found, expected)
+
+
 def test_what_is_missing_is_told() -> None:
     with pytest.raises(ValueError, match="needs max_length"):
         aggregate(VALUES, MASK, "max-length")

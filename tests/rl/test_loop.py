@@ -15,6 +15,7 @@ from dynascope.rl.kl import KLTerm
 from dynascope.rl.loop import LoopConfig, Step, train
 from dynascope.rl.monitors import learnable_groups
 from dynascope.rl.presets import dapo, grpo, preset, reinforce_pp
+from dynascope.rl.rollout import score
 
 TASK = Arithmetic(digits=(1,))
 QUICK = LoopConfig(num_steps=2, num_prompts=4, num_samples=4)
@@ -28,11 +29,28 @@ def run(model: Any, objective: Any, config: LoopConfig = QUICK, lr: float = 1e-3
     return steps
 
 
-def test_it_learns_single_digits_from_a_weak_start(tmp_path: Path) -> None:
-    model = base_model(BaseModel(TASK, num_layers=1, width=32, num_steps=150), seed=0, folder=tmp_path)
-    steps = run(model, dapo, LoopConfig(num_steps=40, num_prompts=16), lr=1e-3)
+def test_it_learns_what_is_rewarded(tiny_llama: Any) -> None:
+    def ones(completions: list[str], **columns: Any) -> list[float]:
+        return [text.count("1") / TASK.max_new_tokens for text in completions]
+
+    steps = run(tiny_llama, dapo, LoopConfig(num_steps=15, num_prompts=4), lr=3e-3, rewards=ones)
     rewards = [float(step.metrics["rollout/reward"]) for step in steps]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
+    assert rewards[0] < 0.15  # one character of sixteen, at random
+    assert rewards[-1] > rewards[0] + 0.3
+
+
+def test_a_small_step_raises_the_log_probs_of_better_completions(tiny_llama: Any) -> None:
+    steps = run(
+        tiny_llama,
+        grpo,
+        LoopConfig(num_steps=1, num_minibatches=1),
+        lr=1e-5,
+        rewards=lambda completions, **columns: [float(len(text)) for text in completions],
+    )
+    (step,) = steps
+    with torch.no_grad():
+        change = (score(tiny_llama, step.rollout)["log_probs"] - step.batch.behaviour_log_probs) * step.batch.mask
+    assert float((step.batch.advantage * change.mean(1)).mean()) > 0
 
 
 def test_a_base_model_is_trained_once(tmp_path: Path) -> None:
