@@ -1,0 +1,117 @@
+"""Reinforcement learning as studies run it: the loop of `rl/`, with what it saw and what the policy can do put on record."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynascope.record import RecordWriter, Series
+from dynascope.rl.arithmetic import Arithmetic
+from dynascope.rl.loop import LoopConfig, Step, Task, draw_rollout, train
+from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.pass_at_k import pass_at_k
+
+_TEST_SEED = 2**31
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How often a policy is tested, and on how much."""
+
+    num_problems: int = 128
+    num_samples: int = 16
+    every: int = 10
+    """Training steps from one test to the next; the start and the end are always tested."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_problems, self.num_samples, self.every) < 1:
+            raise ValueError("num_problems, num_samples and every must be at least 1")
+
+    @property
+    def ks(self) -> list[int]:
+        """The powers of two up to `num_samples`."""
+        return [2**power for power in range(self.num_samples.bit_length())]
+
+
+def reinforce(
+    record: RecordWriter,
+    model: nn.Module,
+    objective: PolicyObjective,
+    task: Task,
+    loop: LoopConfig = LoopConfig(),  # noqa: B008 frozen
+    *,
+    lr: float,
+    seed: int,
+    evaluation: Evaluation = Evaluation(),
+    look: Callable[[Step], None] = lambda step: None,
+    **more: Any,
+) -> None:
+    """Train `model` in place with AdamW by `rl.loop.train`, to which `more` goes, and record every step.
+
+    Recorded at each step: what `watch_rollout` and the objective tell, `gradient_norm` and `rollout/tokens_per_second` (of
+    the whole step, tests not counted). Tests see the same problems whenever they are asked, and draw from a generator of
+    their own, so that they change nothing in training; their step is the number of steps taken before.
+
+    - `test/correct`: share of right answers at the training temperature.
+    - `test/pass_at_k` (k): unbiased, over powers of two.
+    - `test/length`: mean tokens; `test/truncated`: share at the length limit.
+    - `test/chain`: share with a right chain of thought, where the task can check one.
+
+    >>> reinforce(record, model, preset("dapo"), Arithmetic(), LoopConfig(num_steps=20), lr=3e-4, seed=0)
+    """
+    declare(record, evaluation)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    record.add(0, measure_policy(model, task, evaluation, loop.temperature))
+    started = time.perf_counter()
+
+    def see(step: Step) -> None:
+        nonlocal started
+        seconds = time.perf_counter() - started
+        speed = {"rollout/tokens_per_second": float(step.rollout.mask.sum()) / seconds}
+        record.add(step.number, {**step.metrics, **speed})
+        look(step)
+        taken = step.number + 1
+        if taken % evaluation.every == 0 or taken == loop.num_steps:
+            record.add(taken, measure_policy(model, task, evaluation, loop.temperature))
+        started = time.perf_counter()
+
+    train(model, objective, task, optimizer, loop, generator=generator, look=see, **more)
+
+
+def declare(record: RecordWriter, evaluation: Evaluation) -> None:
+    """State the series of tests, whose axis k has labels."""
+    told = {"test/correct": "Share of right answers.", "test/truncated": "Share at the length limit."}
+    told |= {"test/length": "Mean length of a completion.", "test/chain": "Share with a right chain of thought."}
+    for name, description in told.items():
+        record.declare(Series(name, unit="tokens" if name == "test/length" else "", description=description))
+    record.declare(Series("test/pass_at_k", ("k",), "", "Chance that one of k answers is right.", {"k": evaluation.ks}))
+
+
+def measure_policy(
+    model: nn.Module, task: Task, evaluation: Evaluation = Evaluation(), temperature: float = 1.0
+) -> dict[str, Tensor | float]:
+    """What a policy can do, on the same problems and with the same random numbers every time; see `reinforce`.
+
+    >>> measure_policy(model, Arithmetic())["test/correct"]
+    """
+    generator = torch.Generator().manual_seed(_TEST_SEED)
+    amount = LoopConfig(
+        num_prompts=evaluation.num_problems, num_samples=evaluation.num_samples, temperature=temperature
+    )
+    problems, rollout = draw_rollout(model, task, amount, generator)
+    completions = task.texts(rollout.tokens)
+    correct = torch.tensor(task.are_right(problems, completions)).view(-1, evaluation.num_samples)
+    measured: dict[str, Tensor | float] = {
+        "test/correct": correct.float().mean(),
+        "test/pass_at_k": pass_at_k(evaluation.num_samples, correct.sum(1), evaluation.ks).mean(0),
+        "test/length": rollout.lengths.float().mean(),
+        "test/truncated": rollout.is_truncated.float().mean(),
+    }
+    if isinstance(task, Arithmetic):
+        chains = [one.check(text).is_chain_right for one, text in zip(problems, completions, strict=True)]
+        measured["test/chain"] = torch.tensor(chains).float().mean()
+    return measured
