@@ -1,4 +1,4 @@
-"""The commands: watch, show, report, live, export, studies, study.
+"""The commands: watch, show, report, live, export, studies, study, compare.
 
 Everything heavy is imported inside the command that needs it, so that `dynascope --help` answers at once.
 """
@@ -124,10 +124,10 @@ def show(options: Show) -> int:
 
 @dataclass
 class Report:
-    """Write a self-contained page of one run, a comparison of several, or a study with its figures; it works offline."""
+    """Write a self-contained page of one run, several runs, a study with its figures, or a comparison; it works offline."""
 
     runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN…]")]]
-    """The runs' directories, or the folder of a study that was run."""
+    """The runs' directories, or the folder of a study or comparison that was run."""
     output: Annotated[Path | None, arg(aliases=["-o"], metavar="PATH")] = None
     """out.html, out.pdf, or a folder for one PNG and SVG a chart (default: report.html in the first run)."""
 
@@ -143,6 +143,11 @@ def report(options: Report) -> int:
         from dynascope.studies.harness.report import report_study
 
         print(report_study(options.runs[0], output))
+    elif len(options.runs) == 1 and (options.runs[0] / "comparison.json").is_file():
+        from dynascope.studies.comparison.measures import Comparison
+        from dynascope.studies.comparison.page import write_comparison
+
+        print(write_comparison(Comparison.load(options.runs[0]), output))
     else:
         print(report(options.runs, output))
     return 0
@@ -252,6 +257,62 @@ def study(options: Study) -> int:
     return verdict.exit_status(strict=options.strict)
 
 
+@dataclass
+class Compare:
+    """Train objectives on equal terms (start models, problems, samples, steps, seeds) and write one page of them.
+
+    Tasks: `arithmetic` takes presets of reinforcement learning (grpo, dr_grpo, dapo, gspo, rloo, …), `arithmetic-pairs`
+    preference losses (dpo, ipo, simpo, …); "all" takes every one. What was trained before with the same settings is kept,
+    so another objective is added at its own cost, and a killed comparison resumes.
+    """
+
+    objectives: Positional[Annotated[str, arg(metavar="A,B…")]]
+    """Objectives with commas; leads are told over the first."""
+    task: str = "arithmetic"
+    """arithmetic or arithmetic-pairs."""
+    preset: str = "small"
+    """smoke (seconds), small (a minute an objective on a laptop) or large."""
+    seeds: Annotated[int, arg(metavar="N")] = 3
+    """Seeds of each objective."""
+    jobs: Annotated[int | None, arg(metavar="N")] = None
+    """Processes side by side (default: one a core)."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Change a setting of the preset, such as lr=3e-4 or digits=2,3; may be given several times."""
+    output: Annotated[Path | None, arg(aliases=["-o"], metavar="PATH")] = None
+    """out.html, out.pdf, or a folder for one PNG and SVG a chart (default: comparison.html beside the records)."""
+    json: bool = False
+    """Print one JSON object instead of the table."""
+
+
+def compare(options: Compare) -> int:
+    """Compare, write the page, and print the table."""
+    _load_beside("comparison")
+    from rich.console import Console
+
+    from dynascope.report.page import check_output
+    from dynascope.studies.comparison import compare, experiment
+    from dynascope.studies.comparison.method import TASKS
+    from dynascope.studies.comparison.page import print_comparison, write_comparison
+    from dynascope.studies.harness import parse_overrides
+
+    if options.output is not None:
+        check_output(options.output)
+    names = [name.strip() for name in options.objectives.split(",")]
+    if names == ["all"] and options.task in TASKS:
+        names = list(TASKS[options.task][1])
+    overrides = parse_overrides(experiment(names, options.task), options.preset, options.set)
+    done = compare(
+        names, options.task, preset=options.preset, seeds=options.seeds, jobs=options.jobs, overrides=overrides
+    )
+    page = write_comparison(done, options.output or done.folder / "comparison.html")
+    if options.json:
+        print(json.dumps({**done.as_json(), "page": str(page)}))
+    else:
+        print_comparison(done, Console())
+        print(f"\npage: {page}")
+    return 1 if done.failures else 0
+
+
 def _load_beside(study: str) -> None:
     """Let the server that workers will be forked from load torch and the study while this process does the same."""
     from multiprocessing import forkserver, get_all_start_methods
@@ -270,6 +331,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "export": (Export, export),
     "studies": (Studies, studies),
     "study": (Study, study),
+    "compare": (Compare, compare),
 }
 
 _HELP = """\
@@ -282,6 +344,7 @@ dynascope: see, explain and steer how a neural network trains
   dynascope export RUN --to FORMAT   parquet, netcdf, tensorboard, wandb or mlflow
   dynascope studies                  every study: paper, last verdict, figures
   dynascope study NAME               run a paper's experiment again and judge its claims
+  dynascope compare A,B              train objectives of post-training on equal terms: one page
 
 Begin with:  dynascope watch train.py      Help on one command:  dynascope COMMAND --help
 """

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynascope.studies.harness.study import Study
+from dynascope.studies.harness.study import Experiment, Study
 
 STUDIES = (
     "active-dormant-heads",
@@ -55,7 +55,7 @@ def list_studies(root: str | Path = "runs/studies") -> list[dict[str, Any]]:
     return listed
 
 
-def configure(study: Study, preset: str, overrides: dict[str, Any] | None = None) -> Any:
+def configure(study: Experiment, preset: str, overrides: dict[str, Any] | None = None) -> Any:
     """The preset's configuration with some settings changed. Raises ValueError for an unknown preset or setting."""
     if preset not in study.presets:
         raise ValueError(f"study {study.name} has no preset {preset!r}; it has {', '.join(study.presets)}")
@@ -64,7 +64,7 @@ def configure(study: Study, preset: str, overrides: dict[str, Any] | None = None
     return dataclasses.replace(config, **(overrides or {}))
 
 
-def _check_names(study: Study, config: Any, wanted: Iterable[str]) -> None:
+def _check_names(study: Experiment, config: Any, wanted: Iterable[str]) -> None:
     names = [one.name for one in dataclasses.fields(config)]
     for name in wanted:
         if name not in names:
@@ -72,7 +72,7 @@ def _check_names(study: Study, config: Any, wanted: Iterable[str]) -> None:
             raise ValueError(f"study {study.name} has no setting {name!r}; {hint}")
 
 
-def parse_overrides(study: Study, preset: str, settings: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(study: Experiment, preset: str, settings: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as values of the settings' own types; several values are parted by commas.
 
     Raises ValueError for a text without `=`, an unknown setting, or a value of another type.

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from dynascope.record import RecordWriter, Series
 from dynascope.rl.arithmetic import Arithmetic
+from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.loop import LoopConfig, Step, Task, draw_rollout, train
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.pass_at_k import pass_at_k
+from dynascope.rl.rollout import score
+from dynascope.studies.harness.study import StudyRecord
 
 _TEST_SEED = 2**31
 
@@ -46,6 +49,7 @@ def reinforce(
     lr: float,
     seed: int,
     evaluation: Evaluation = Evaluation(),
+    start: nn.Module | None = None,
     look: Callable[[Step], None] = lambda step: None,
     **more: Any,
 ) -> None:
@@ -59,13 +63,18 @@ def reinforce(
     - `test/pass_at_k` (k): unbiased, over powers of two.
     - `test/length`: mean tokens; `test/truncated`: share at the length limit.
     - `test/chain`: share with a right chain of thought, where the task can check one.
+    - `test/kl_start`: with `start`, how far the policy went from that model: mean log-ratio of its own tokens, in nats.
 
     >>> reinforce(record, model, preset("dapo"), Arithmetic(), LoopConfig(num_steps=20), lr=3e-4, seed=0)
     """
     declare(record, evaluation)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    record.add(0, measure_policy(model, task, evaluation, loop.temperature))
+
+    def test(taken: int) -> None:
+        record.add(taken, measure_policy(model, task, evaluation, loop.temperature, start))
+
+    test(0)
     started = time.perf_counter()
 
     def see(step: Step) -> None:
@@ -76,7 +85,7 @@ def reinforce(
         look(step)
         taken = step.number + 1
         if taken % evaluation.every == 0 or taken == loop.num_steps:
-            record.add(taken, measure_policy(model, task, evaluation, loop.temperature))
+            test(taken)
         started = time.perf_counter()
 
     train(model, objective, task, optimizer, loop, generator=generator, look=see, **more)
@@ -86,13 +95,19 @@ def declare(record: RecordWriter, evaluation: Evaluation) -> None:
     """State the series of tests, whose axis k has labels."""
     told = {"test/correct": "Share of right answers.", "test/truncated": "Share at the length limit."}
     told |= {"test/length": "Mean length of a completion.", "test/chain": "Share with a right chain of thought."}
+    told |= {"test/kl_start": "How far the policy went from the start model, a token."}
+    units = {"test/length": "tokens", "test/kl_start": "nats"}
     for name, description in told.items():
-        record.declare(Series(name, unit="tokens" if name == "test/length" else "", description=description))
+        record.declare(Series(name, unit=units.get(name, ""), description=description))
     record.declare(Series("test/pass_at_k", ("k",), "", "Chance that one of k answers is right.", {"k": evaluation.ks}))
 
 
 def measure_policy(
-    model: nn.Module, task: Task, evaluation: Evaluation = Evaluation(), temperature: float = 1.0
+    model: nn.Module,
+    task: Task,
+    evaluation: Evaluation = Evaluation(),
+    temperature: float = 1.0,
+    start: nn.Module | None = None,
 ) -> dict[str, Tensor | float]:
     """What a policy can do, on the same problems and with the same random numbers every time; see `reinforce`.
 
@@ -114,4 +129,16 @@ def measure_policy(
     if isinstance(task, Arithmetic):
         chains = [one.check(text).is_chain_right for one, text in zip(problems, completions, strict=True)]
         measured["test/chain"] = torch.tensor(chains).float().mean()
+    if start is not None:
+        with torch.no_grad():
+            drift = rollout.behaviour_log_probs - score(start, rollout)["log_probs"]
+        measured["test/kl_start"] = (drift * rollout.mask).sum() / rollout.mask.sum()
     return measured
+
+
+def start_model(record: StudyRecord, spec: BaseModel, seed: int) -> nn.Module:
+    """A copy of the base model of a seed, taught once and kept beside the studies for all of them.
+
+    >>> model = start_model(record, BaseModel(Arithmetic((2,))), seed)
+    """
+    return base_model(spec, seed, record.folder.parents[3] / "models")

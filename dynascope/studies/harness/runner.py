@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -19,9 +19,19 @@ from dynascope.record import RecordError
 from dynascope.record.locking import acquire
 from dynascope.studies.harness import engines
 from dynascope.studies.harness.catalogue import configure
-from dynascope.studies.harness.study import Study
+from dynascope.studies.harness.study import Experiment, Runs, Study
 from dynascope.studies.harness.unit import Unit, train_unit
 from dynascope.studies.harness.verdict import Verdict, judge, verdict_as_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Every arm with every seed: where they lie, their finished records by seed and arm, and what failed and why."""
+
+    folder: Path
+    runs: Sequence[Runs]
+    failures: Mapping[str, str]
+    wall_seconds: float
 
 
 def run_study(
@@ -34,16 +44,40 @@ def run_study(
     overrides: Mapping[str, Any] | None = None,
     root: str | Path = "runs/studies",
 ) -> Verdict:
-    """Train every arm with seeds 0 … seeds−1 and judge the claims; what an earlier call finished is kept.
+    """Train every arm as `train_arms` does and judge the claims.
+
+    >>> run_study(load_study("data-diet"), preset="smoke", seeds=1).exit_status()
+    0
+    """
+    trained = train_arms(study, preset=preset, seeds=seeds, jobs=jobs, engine=engine, overrides=overrides, root=root)
+    judgements = [judge(claim, trained.runs) for claim in study.claims]
+    verdict = Verdict(study, preset, seeds, judgements, trained.folder, trained.wall_seconds, trained.failures)
+    written = trained.folder / "verdict.json.new"
+    written.write_text(json.dumps(verdict_as_json(verdict), indent=1))
+    written.replace(trained.folder / "verdict.json")
+    return verdict
+
+
+def train_arms(
+    study: Experiment,
+    *,
+    preset: str = "small",
+    seeds: int = 3,
+    jobs: int | None = None,
+    engine: engines.Engine = "local",
+    overrides: Mapping[str, Any] | None = None,
+    root: str | Path = "runs/studies",
+) -> Trained:
+    """Train every arm with seeds 0 … seeds−1; what an earlier call finished is kept.
 
     The records lie in `root/<study>/<preset>-<digest>/<arm>/seed-<n>`; the digest is of the settings and the arms, so
     that other settings never mix with these. `jobs` processes run side by side (default: one a core).
 
     Raises ValueError for an impossible setting, or when another process is running the same study with the same
-    settings. An arm that fails does not end the others; `Verdict.failures` says what happened.
+    settings. An arm that fails does not end the others; `failures` says what happened.
 
-    >>> run_study(load_study("data-diet"), preset="smoke", seeds=1).exit_status()
-    0
+    >>> train_arms(load_study("data-diet"), preset="smoke", seeds=1).failures
+    {}
     """
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least one seed is needed")
@@ -63,22 +97,16 @@ def run_study(
             (arm, seed): Unit(arm, seed, folder / arm / f"seed-{seed}") for arm in study.arms for seed in range(seeds)
         }
         failures = _train_all(study, preset, dict(overrides or {}), units, min(jobs, len(units)), engine)
-        runs = [
-            {arm: units[arm, seed].open() for arm in study.arms if units[arm, seed].is_finished}
-            for seed in range(seeds)
-        ]
-        judgements = [judge(claim, runs) for claim in study.claims]
-        verdict = Verdict(study, preset, seeds, judgements, folder, time.perf_counter() - started, failures)
-        written = folder / "verdict.json.new"
-        written.write_text(json.dumps(verdict_as_json(verdict), indent=1))
-        written.replace(folder / "verdict.json")
     finally:
         os.close(lock)
-    return verdict
+    runs = [
+        {arm: units[arm, seed].open() for arm in study.arms if units[arm, seed].is_finished} for seed in range(seeds)
+    ]
+    return Trained(folder, runs, failures, time.perf_counter() - started)
 
 
 def _train_all(
-    study: Study,
+    study: Experiment,
     preset: str,
     overrides: dict[str, Any],
     units: dict[tuple[str, int], Unit],
@@ -129,8 +157,8 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _digest(study: Study, config: Any) -> str:
-    """Eight hex digits that change with the settings, the arms and the version."""
-    arms = {name: repr(arm) for name, arm in study.arms.items()}
+def _digest(study: Experiment, config: Any) -> str:
+    """Eight hex digits that change with the settings, the arms and the version; an arm that is but its name adds nothing."""
+    arms = {name: repr(arm) for name, arm in study.arms.items() if arm != name}
     content = json.dumps([dynascope.__version__, dataclasses.asdict(config), arms], sort_keys=True, default=repr)
     return hashlib.sha256(content.encode()).hexdigest()[:8]

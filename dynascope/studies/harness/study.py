@@ -68,34 +68,42 @@ class Claim:
         return f"{what} {self.op} {self.threshold:g}, whole 95 % interval over seeds"
 
 
-@dataclass(frozen=True)
-class Study:
-    """A paper as an experiment that anyone can run again.
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Arms that differ in one thing, each trained with several seeds.
 
     `train(config, arm, seed, record)` trains one arm with one seed and writes what it sees into `record`; it gets the
-    arm's value, of whatever type the study uses. `presets` are frozen dataclasses of one type: `smoke` takes seconds,
-    `small` minutes on two cores, `paper` is the paper's own setting. `after` names, for an arm, the arms that must be
-    finished before: of the same seed, so that each seed is a repetition of the whole experiment. Their records are in
-    `record.earlier`.
+    arm's value, of whatever type the experiment uses. `presets` are frozen dataclasses of one type: `smoke` takes seconds,
+    `small` minutes on two cores. `after` names, for an arm, the arms that must be finished before: of the same seed, so
+    that each seed is a repetition of the whole experiment. Their records are in `record.earlier`.
     """
 
     name: str
-    paper: Paper
     arms: Mapping[str, Any]
     presets: Mapping[str, Any]
     train: Callable[[Any, Any, int, "StudyRecord"], None]
-    claims: list[Claim]
     after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    figures: Callable[[Sequence[Runs]], list["Chart"]] | str = lambda runs: []
-    """Draws the paper's figures again from the records of every seed, for `dynascope report`: a function, or the name of
-    a module that has it as `figures` and is loaded only then."""
     origin: str = ""
-    """What loads this study in another process: its name in the catalogue or its file; set by `load_study`."""
+    """What loads it in another process: its name in the catalogue or its file; where it has none, it is pickled."""
 
     def __post_init__(self) -> None:
         unknown = {*self.after, *(arm for arms in self.after.values() for arm in arms)} - set(self.arms)
         if unknown:
             raise ValueError(f"study {self.name}: `after` names arms that do not exist: {', '.join(sorted(unknown))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Experiment):
+    """A paper as an experiment that anyone can run again, with claims; its preset `paper` is the paper's own setting."""
+
+    paper: Paper
+    claims: list[Claim]
+    figures: Callable[[Sequence[Runs]], list["Chart"]] | str = lambda runs: []
+    """Draws the paper's figures again from the records of every seed, for `dynascope report`: a function, or the name of
+    a module that has it as `figures` and is loaded only then."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         ids = [claim.id for claim in self.claims]
         if len(set(ids)) < len(ids):
             raise ValueError(f"study {self.name}: two claims have the same id")

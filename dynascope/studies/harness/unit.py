@@ -11,7 +11,7 @@ import torch
 
 from dynascope.record import Record, open_record
 from dynascope.studies.harness.catalogue import configure, load_study
-from dynascope.studies.harness.study import Study, StudyRecord
+from dynascope.studies.harness.study import Experiment, StudyRecord
 
 FINISHED = "finished.json"
 
@@ -37,7 +37,9 @@ class Unit:
         return open_record(self.folder)
 
 
-def train_unit(study: Study | str, preset: str, overrides: dict[str, Any], unit: Unit, earlier: list[Unit]) -> None:
+def train_unit(
+    study: Experiment | str, preset: str, overrides: dict[str, Any], unit: Unit, earlier: list[Unit]
+) -> None:
     """Train one unit from its beginning; what a killed attempt left in its folder is dropped.
 
     A study is loaded by its origin in a process of its own, since functions do not travel between processes.

@@ -68,7 +68,7 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
     if len(samples) < FEWEST[claim.statistic]:
         few = "one sample says" if len(samples) == 1 else f"{len(samples)} samples say"
         return Judgement(claim, mean, None, None, len(samples), f"{few} too little; run more seeds")
-    interval = _wilson(samples) if claim.statistic == "share" else _student(samples)
+    interval = _wilson(samples) if claim.statistic == "share" else student_interval(samples)
     holds = _side(claim, *interval)
     note = "" if holds is not None else "the interval holds the threshold; run more seeds"
     if missing:
@@ -76,7 +76,12 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
     return Judgement(claim, mean, interval, holds, len(samples), note)
 
 
-def _student(samples: list[float]) -> tuple[float, float]:
+def student_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean, from at least two samples.
+
+    >>> student_interval([1.0, 1.0])
+    (1.0, 1.0)
+    """
     from scipy import stats
 
     mean, error = np.mean(samples), stats.sem(samples)

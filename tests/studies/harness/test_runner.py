@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,7 +166,9 @@ def test_impossible_wishes_are_refused(tmp_path: Path) -> None:
 
 def test_after_must_name_arms() -> None:
     claim = Claim("C", "", "", None, "", lambda runs: 0.0, ">", 0.0)
+    plain: dict[str, Any] = {"name": "s", "paper": Paper("0", "", 2020), "arms": {"a": 1}, "presets": {}}
+    plain["train"] = lambda *_: None
     with pytest.raises(ValueError, match="nowhere"):
-        Study("s", Paper("0", "", 2020), {"a": 1}, {}, lambda *_: None, [claim], after={"a": ("nowhere",)})
+        Study(**plain, claims=[claim], after={"a": ("nowhere",)})
     with pytest.raises(ValueError, match="same id"):
-        Study("s", Paper("0", "", 2020), {"a": 1}, {}, lambda *_: None, [claim, claim])
+        Study(**plain, claims=[claim, claim])

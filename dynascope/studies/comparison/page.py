@@ -1,0 +1,215 @@
+"""A comparison in the terminal and as one page: a table with intervals, and what happened on the way."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dynascope.report import Chart, draw
+from dynascope.report.charts import PALETTE, Section
+from dynascope.report.page import check_output, whole_page, write
+from dynascope.report.pictures import QUIET, TextPage
+from dynascope.studies.comparison.measures import Comparison, Estimate
+from dynascope.studies.harness.curves import Rows, curves
+
+COLUMNS = {
+    "correct": "right answers",
+    "pass_at_most": "right in all tries",
+    "chain": "right chains",
+    "length": "tokens",
+    "kl_start": "KL to start (nats)",
+    "entropy": "entropy (nats)",
+    "clipped": "clipped",
+    "tokens_per_second": "tokens/s",
+}
+
+CURVES = {
+    "Reward": ("Learning", "rollout/reward", "Mean over a rollout."),
+    "Loss": ("Learning", "loss", "Of the pairs of a step; losses of different objectives are no rivals."),
+    "Right answers": ("Learning", "test/correct", "Share, on problems that are always the same."),
+    "Right chains": ("Learning", "test/chain", "Share of answers whose every step is right."),
+    "Entropy": ("Health", "policy/entropy", "Of the next token, in nats."),
+    "Length": ("Health", "test/length", "Mean tokens of a completion."),
+    "At the length limit": ("Health", "test/truncated", "Share of completions; healthy below 0.05."),
+    "KL to the start model": ("Health", "test/kl_start", "A token, in nats."),
+    "Clipped from above": ("Health", "policy/clip/high", "Share of tokens whose gradient the clip took."),
+    "Clipped from below": ("Health", "policy/clip/low", "Share of tokens whose gradient the clip took."),
+    "Gradient norm": ("Health", "gradient_norm", "Before it is clipped."),
+    "Chosen answers": ("Pairs", "logps/chosen", "Log-probability, in nats; a loss of pairs may lower both sides."),
+    "Rejected answers": ("Pairs", "logps/rejected", "Log-probability, in nats."),
+    "Tokens a second": ("Speed", "rollout/tokens_per_second", "Whole steps; runs side by side share the machine."),
+}
+"""Titles of the charts over steps: section, series, subtitle."""
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """The table, what failed, and where the records are."""
+    console.print(f"[bold]{comparison.task}[/], preset {comparison.preset}, {len(comparison.runs)} seeds")
+    if any(comparison.runs):
+        console.print(f"right answers before training: {comparison.start:.3f}\n", highlight=False)
+    table = Table("objective", *_shown(comparison).values(), "lead over the first", box=None, header_style="bold")
+    for row in _rows(comparison):
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    for unit, why in comparison.failures.items():
+        console.print(f"{unit} failed: {why}", style="red", markup=False)
+
+
+def _shown(comparison: Comparison) -> dict[str, str]:
+    """The columns that at least one objective has a number for."""
+    return {
+        measure: title
+        for measure, title in COLUMNS.items()
+        if any(comparison.measure(name, measure) for name in comparison.objectives)
+    }
+
+
+def _rows(comparison: Comparison) -> list[list[str]]:
+    columns, first = _shown(comparison), comparison.objectives[0]
+    return [
+        [
+            name,
+            *(_told(comparison.measure(name, measure)) for measure in columns),
+            "" if name == first else _told(comparison.lead(name), sign="+"),
+        ]
+        for name in comparison.objectives
+    ]
+
+
+def _told(estimate: Estimate | None, sign: str = "") -> str:
+    if estimate is None:
+        return "–"
+    if estimate.ci95 is None:
+        return f"{estimate.mean:{sign}.3g}"
+    return f"{estimate.mean:{sign}.3g} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.2g}"
+
+
+def write_comparison(comparison: Comparison, output: str | Path) -> Path:
+    """The page as .html or .pdf, or its pictures into a folder. Raises ValueError for another suffix.
+
+    >>> write_comparison(Comparison.load("runs/compare/arithmetic/small-1a2b3c4d"), "comparison.html")
+    """
+    check_output(output)
+    drawn = figures(comparison)
+    title = f"{', '.join(comparison.objectives)} on {comparison.task}"
+    return write(
+        output,
+        drawn,
+        page=lambda: whole_page(title, _facts(comparison), [_table(comparison)], {"result": "Result"}, drawn),
+        first_page=lambda: _first_page(title, comparison),
+    )
+
+
+def figures(comparison: Comparison) -> list[Section]:
+    """Every chart that there is something to draw in."""
+    sections: dict[str, list[Chart]] = {}
+    for title, (section, series, subtitle) in CURVES.items():
+        rows = _mean_and_band(comparison, series)
+        if rows:
+            sections.setdefault(section, []).append(draw(title, subtitle, rows, _lines(comparison)))
+    if any(comparison.runs):
+        sections["Learning"].append(_pass_at_k(comparison))
+    return [Section(title, charts) for title, charts in sections.items()]
+
+
+def _mean_and_band(comparison: Comparison, series: str, k: str = "step") -> Rows:
+    """The mean over seeds and their range, one row an objective and step."""
+    rows: Rows = []
+    for name in comparison.objectives:
+        runs = [records for records in comparison.runs if name in records and series in records[name]]
+        drawn = curves(runs, name, {series: name})
+        by_step: dict[int, list[float]] = {}
+        for row in drawn:
+            by_step.setdefault(row["step"], []).append(row["value"])  # type: ignore[arg-type]
+        rows += [
+            {k: step, "value": float(np.mean(values)), "low": min(values), "high": max(values), "objective": name}
+            for step, values in by_step.items()
+        ]
+    return rows
+
+
+def _colour(names: Sequence[str]) -> dict[str, Any]:
+    """A colour an objective, and dashes where there are more objectives than colours."""
+    legend = alt.Legend(orient="top", columns=4)
+    colours = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
+    dashes = [[1, 0] if place < len(PALETTE) else [4, 2] for place in range(len(names))]
+    return {
+        "color": alt.Color("objective:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=colours)),
+        "strokeDash": alt.StrokeDash(
+            "objective:N", title=None, legend=None, scale=alt.Scale(domain=names, range=dashes)
+        ),
+    }
+
+
+def _lines(comparison: Comparison) -> alt.LayerChart:
+    told = _colour(comparison.objectives)
+    x = alt.X("step:Q", title="step")
+    band = alt.Chart().mark_area(opacity=0.12).encode(x=x, y="low:Q", y2="high:Q", color=told["color"])
+    line = alt.Chart().mark_line().encode(x=x, y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)), **told)
+    return band + line
+
+
+def _pass_at_k(comparison: Comparison) -> Chart:
+    """pass@k at the end, and before training."""
+    rows: Rows = []
+    for name in comparison.objectives:
+        ends = [records[name]["test/pass_at_k"] for records in comparison.runs if name in records]
+        if ends:
+            values = np.mean([one.values[-1] for one in ends], 0)
+            rows += [
+                {"k": int(k), "value": float(value), "objective": name}
+                for k, value in zip(ends[0].k.values, values, strict=True)
+            ]
+    starts = [one["test/pass_at_k"] for records in comparison.runs for one in records.values()]
+    before = np.mean([one.values[0] for one in starts], 0)
+    rows += [
+        {"k": int(k), "value": float(value), "objective": "before training"}
+        for k, value in zip(starts[0].k.values, before, strict=True)
+    ]
+    chart = alt.Chart().mark_line(point=True)
+    x = alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)")
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
+    told = _colour([*comparison.objectives, "before training"])
+    return draw("pass@k", "Chance that one of k answers is right, at the end.", rows, chart.encode(x=x, y=y, **told))
+
+
+def _facts(comparison: Comparison) -> str:
+    facts = {
+        "task": comparison.task,
+        "preset": comparison.preset,
+        "seeds": str(len(comparison.runs)),
+        "right before training": f"{comparison.start:.3f}" if any(comparison.runs) else "unknown",
+        "took": f"{comparison.wall_seconds:.0f} s",
+    }
+    return "".join(f"<div><dt>{name}</dt><dd>{html.escape(fact)}</dd></div>" for name, fact in facts.items())
+
+
+def _table(comparison: Comparison) -> str:
+    heads = ["objective", *_shown(comparison).values(), "lead over the first"]
+    rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in _rows(comparison)]
+    failed = "".join(f"<p>{html.escape(f'{unit} failed: {why}')}</p>" for unit, why in comparison.failures.items())
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    told = (
+        "<p>At the end of training; means over seeds ± half the 95 % interval (Student's t). "
+        "Leads are of right answers, paired by seeds.</p>"
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<section id="result"><h2>Result</h2>{told}<table><tr>{head}</tr>{body}</table>{failed}</section>'
+
+
+def _first_page(title: str, comparison: Comparison) -> dict[str, Any]:
+    page = TextPage(title)
+    page.add(f"preset {comparison.preset}, {len(comparison.runs)} seeds", colour=QUIET)
+    heads = [*_shown(comparison).values(), "lead over the first"]
+    for name, *cells in _rows(comparison):
+        page.add("")
+        page.add(name)
+        page.add(
+            "; ".join(f"{head}: {cell}" for head, cell in zip(heads, cells, strict=True) if cell), 14, colour=QUIET
+        )
+    return page.spec()
