@@ -144,8 +144,9 @@ def train(
         kept = torch.ones_like(correct) if keep is None else keep(batch)
         batch, rollout = batch.select(kept), rollout.select(kept)
         if len(batch):
-            batch = batch.having(advantage=objective.advantages(batch))
-            pushed = {**watch_advantages(rollout, batch.advantage), **objective.rollout_metrics}
+            advantage = objective.advantages(batch)
+            batch = batch.having(advantage=advantage)
+            pushed = {**watch_advantages(rollout, advantage), **objective.rollout_metrics}
             metrics = {**metrics, **pushed, **update(model, objective, rollout, batch, optimizer, config, generator)}
             if critic is not None and batch.hidden is not None:
                 coefficient = getattr(objective.advantage, "kl_coefficient", 0.0)

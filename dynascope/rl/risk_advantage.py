@@ -95,7 +95,8 @@ class RiskAdvantage:
         self.tracker = QuantileTracker([*grid, alpha, beta], lr, across_ranks=across_ranks)
         self.seed, self.num_rollouts = seed, 0
         self.metrics: Mapping[str, Tensor] = {}
-        """Of the last rollout: the two quantiles used, measures of its bundle scores, and responses dropped."""
+        """Of the last rollout: the two quantiles used, the shares of bundle scores below them (which come to alpha and beta
+        on average if the tracker follows), measures of the scores, and the number of responses dropped."""
 
     def __call__(self, batch: PolicyBatch) -> Float[Tensor, " N"]:
         """The advantage of every completion. Warns once when a rollout has too few bundles for its lower tail."""
@@ -130,6 +131,8 @@ class RiskAdvantage:
         self.metrics = {
             "risk/quantile_low": low.mean(),
             "risk/quantile_high": high.mean(),
+            "risk/below_low": (bundles.scores < low).float().mean(),
+            "risk/below_high": (bundles.scores < high).float().mean(),
             "risk/mean": scores.mean(),
             "risk/cvar": tail / self.alpha,
             "risk/mvar": (1 + self.omega) * tail + middle,

@@ -23,6 +23,7 @@ STUDIES = (
     "mamba-icl-outliers",
     "mesa-optimization",
     "neural-tangent-kernel",
+    "riskpo",
     "scan-and-snap",
     "sigma-reparam",
 )
