@@ -1,4 +1,4 @@
-"""Findings on policy optimization: an objective that only ever pushes one way."""
+"""Findings on policy optimization: an objective that only ever pushes one way, parts of it that never act."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,6 +9,7 @@ from dynascope.findings.history import Streak
 from dynascope.record import Finding
 
 UP, DOWN = "advantage/pushed_up", "advantage/pushed_down"
+MOVED = "policy/redistribution/moved"
 
 
 class OneSidedAdvantages:
@@ -55,3 +56,36 @@ class OneSidedAdvantages:
             source="2510.00911, theorem 1 (advantages that are never positive); 1 % against 10 % at ten rollouts (convention)",
             series=UP,
         )
+
+
+class NeutralRatios:
+    """Ratios never leave the neutral zone, so an entropy-aware objective has two parts that do nothing.
+
+    With one optimizer step a rollout every ratio is 1: redistribution only damps certain tokens, and adaptive bounds hold
+    nobody (2509.16591, section 3.3). Fewer than one token in a thousand outside, ten rollouts in a row, is told (our convention).
+    """
+
+    reads = (MOVED,)
+    rare, looks = 1e-3, 10
+
+    def __init__(self) -> None:
+        self._streak = Streak(self.looks)
+
+    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+        """At most one finding, at the first of the rollouts."""
+        for step, value in zip(new[MOVED]["step"].values.tolist(), new[MOVED].values.tolist(), strict=True):
+            since = self._streak.fires(value < self.rare, step)
+            if since is not None:
+                yield Finding(
+                    id="neutral-ratios",
+                    severity="warning",
+                    step=since,
+                    message=(
+                        f"From step {since} on {value:.2%} of tokens leave the neutral zone of the clip: redistribution "
+                        "only damps certain tokens, and adaptive bounds never hold."
+                    ),
+                    evidence={"moved": value},
+                    remedy="config = dataclasses.replace(config, num_passes=2)  # TRL: GRPOConfig(num_iterations=2)",
+                    source="2509.16591, section 3.3; 0.1 % at ten rollouts (convention)",
+                    series=MOVED,
+                )

@@ -1,10 +1,10 @@
-"""Advantages of one sign are told, and only those."""
+"""Advantages of one sign are told, and ratios that never move; and only those."""
 
 from typing import Any
 
 import numpy as np
 
-from dynascope.findings.policy import OneSidedAdvantages
+from dynascope.findings.policy import NeutralRatios, OneSidedAdvantages
 
 RANDOM = np.random.default_rng(0)
 
@@ -31,3 +31,13 @@ def test_pushing_down_alone_is_told_once_at_its_beginning(told: Any) -> None:
 def test_a_few_rollouts_of_one_sign_are_chance(told: Any) -> None:
     up = np.where(np.arange(60) % 9 == 0, 0.3, 0.0)
     assert told_of(told, up, np.full(60, 0.5)) == []
+
+
+def test_ratios_that_never_move_are_told_and_others_not(told: Any) -> None:
+    moved = RANDOM.uniform(0.01, 0.2, 60)
+    assert told(NeutralRatios, {"policy/redistribution/moved": moved}) == []
+    late = np.where(np.arange(60) < 30, moved, 0.0)
+    found = told(NeutralRatios, {"policy/redistribution/moved": late})
+    assert [(one.id, one.step) for one in found] == [("neutral-ratios", 30)]
+    sometimes = np.where(np.arange(60) % 7 == 0, moved, 0.0)
+    assert told(NeutralRatios, {"policy/redistribution/moved": sometimes}) == []

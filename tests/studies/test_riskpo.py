@@ -20,7 +20,7 @@ WRONG = {"grpo-sequence": (0.3, 0.8, 0.95), "riskpo": (0.1, 0.4, 0.6), "seeking"
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     """One seed's records in a world where the paper is right about everything, or about nothing."""
-    steps = np.ones(30)
+    steps = np.ones(12)
     for name in ARMS:
         known = RIGHT if is_effect else WRONG
         level, first, eighth = known.get(name, known["riskpo"])
@@ -38,7 +38,7 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
             for series, values in scalars.items():
                 for step, value in enumerate(values):
                     record.add(step, {series: value})
-            record.add(30, {"test/pass_at_k": tries})
+            record.add(12, {"test/pass_at_k": tries})
     return {name: open_record(folder / name) for name in ARMS}
 
 

@@ -19,6 +19,7 @@ STUDIES = (
     "data-diet",
     "exact-permutations",
     "grokking-lazy-rich",
+    "hapo",
     "icl-linear-regression",
     "mamba-icl-outliers",
     "mesa-optimization",

@@ -1,0 +1,82 @@
+"""Figures of `hapo`: entropy over training, what several tries solve, and where along entropy the clip acts."""
+
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+
+from dynascope.report import Chart, draw
+from dynascope.studies.harness import Runs
+from dynascope.studies.harness.curves import curves
+
+ARMS = {
+    "dapo": "DAPO",
+    "temperature": "A: temperature",
+    "token-average": "B: token average",
+    "redistribution": "C: redistribution",
+    "clip": "D: clip",
+    "hapo": "all (HAPO)",
+}
+
+
+def figures(runs: Sequence[Runs]) -> list[Chart]:
+    """Entropy and answers part by part, and the clip."""
+    return [entropies(runs), answers(runs), clips(runs)]
+
+
+def entropies(runs: Sequence[Runs]) -> Chart:
+    """Entropy of a token, by parts."""
+    rows = [row for arm, shown in ARMS.items() for row in curves(runs, arm, {"policy/entropy": shown})]
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_line(strokeWidth=1.6)
+        .encode(
+            x=alt.X("step:Q", title="rollout"),
+            y=alt.Y("mean(value):Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
+        )
+    )
+    return draw("What each part leaves of the entropy", "Mean over seeds.", rows, chart)
+
+
+def answers(runs: Sequence[Runs]) -> Chart:
+    """Pass@1 over training, by parts."""
+    rows = [row for arm, shown in ARMS.items() for row in curves(runs, arm, {"test/correct": shown})]
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_line(point=True, strokeWidth=1.6)
+        .encode(
+            x=alt.X("step:Q", title="rollout"),
+            y=alt.Y("mean(value):Q", title="share of right answers", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
+        )
+    )
+    return draw("What each part answers", "Mean over seeds.", rows, chart)
+
+
+def clips(runs: Sequence[Runs]) -> Chart:
+    """Shares of clipped tokens by decile of entropy, with and without bounds that follow it."""
+    sides = {"clip_by_entropy/low": "falls, clipped", "clip_by_entropy/high": "rises, clipped"}
+    rows = [
+        {"decile": int(decile), "share": float(value), "what": shown, "side": side}
+        for arm, shown in ARMS.items()
+        if arm in ("dapo", "clip", "hapo")
+        for name, side in sides.items()
+        for decile, value in zip(
+            runs[0][arm][name].decile.values,
+            np.nanmean([records[arm][name].values.mean(0) for records in runs if arm in records], axis=0),
+            strict=True,
+        )
+    ]
+    chart = (
+        alt.Chart(width=210, height=220)
+        .mark_line(point=True, strokeWidth=1.6)
+        .encode(
+            x=alt.X("decile:O", title="decile of entropy, from certain to uncertain", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("share:Q", title="share of tokens"),
+            color=alt.Color("what:N", title=None),
+            column=alt.Column("side:N", title=None),
+        )
+    )
+    told = "After the optimizer steps on a rollout; mean over tests and seeds."
+    return draw("Which tokens the clip holds", told, rows, chart)

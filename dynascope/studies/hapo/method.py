@@ -1,0 +1,144 @@
+"""What a token's entropy decides at every stage of policy optimization, part by part over DAPO (arXiv 2509.16591).
+
+A small model that was taught sums with written steps is trained on by reinforcement learning. DAPO treats all tokens alike;
+four parts do not: temperature, comparison of rewards, redistribution of advantages, and clip follow a token's entropy or
+count tokens rather than answers. One arm adds each part alone, one all of them; each takes several optimizer steps on a
+rollout, since with one the ratio stays 1 and two parts have nothing to act on.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from dynascope.record import Series
+from dynascope.rl.arithmetic import PAD, STOP, Arithmetic
+from dynascope.rl.base_model import BaseModel
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
+from dynascope.rl.entropy_report import by_entropy, weight_shares
+from dynascope.rl.loop import LoopConfig, Step
+from dynascope.rl.monitors import learnable_groups
+from dynascope.rl.objective import LossView, PolicyObjective
+from dynascope.rl.presets import dapo
+from dynascope.rl.rollout import score
+from dynascope.rl.surrogate import clipped_surrogate
+from dynascope.studies.harness import StudyRecord
+from dynascope.studies.harness.policy import Evaluation, reinforce, start_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and lengths."""
+
+    digits: int = 2
+    num_layers: int = 2
+    width: int = 64
+    base_steps: int = 200
+    """Of supervised learning before."""
+    num_steps: int = 30
+    num_prompts: int = 12
+    num_samples: int = 8
+    num_minibatches: int = 2
+    num_passes: int = 2
+    lr: float = 3e-4
+    tau: float = 0.05
+    alpha: float = 1.0
+    beta: float = 1.0
+    test_problems: int = 48
+    test_samples: int = 16
+    test_every: int = 15
+
+    def __post_init__(self) -> None:
+        if self.num_minibatches * self.num_passes < 2:
+            raise ValueError("one optimizer step a rollout keeps every ratio at 1: use num_passes=2")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Which parts are switched on over DAPO."""
+
+    adapts_temperature: bool = False
+    averages_tokens: bool = False
+    redistributes: bool = False
+    adapts_clip: bool = False
+
+    def objective(self, config: Config) -> PolicyObjective:
+        """DAPO with the arm's parts of the objective."""
+        return entropy_aware(
+            dapo,
+            averages_tokens=self.averages_tokens,
+            redistributes=self.redistributes,
+            adapts_clip=self.adapts_clip,
+            alpha=config.alpha,
+            beta=config.beta,
+        )
+
+
+ARMS = {
+    "dapo": Arm(),
+    "temperature": Arm(adapts_temperature=True),
+    "token-average": Arm(averages_tokens=True),
+    "redistribution": Arm(redistributes=True),
+    "clip": Arm(adapts_clip=True),
+    "hapo": Arm(True, True, True, True),
+}
+NUM_BINS = 10
+
+
+def learnable(batch: PolicyBatch) -> torch.Tensor:
+    """Dynamic sampling: prompts with right and wrong answers alone."""
+    return learnable_groups(batch.rewards, batch.group_ids)
+
+
+def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
+    """Reinforcement learning with the arm's parts; whom the objective weighs, and where along entropy the clip acts."""
+    task = Arithmetic((config.digits,))
+    model = start_model(record, BaseModel(task, config.num_layers, config.width, num_steps=config.base_steps), seed)
+    objective = arm.objective(config)
+    deciles = {"decile": list(range(1, NUM_BINS + 1))}
+    told = {"clip_by_entropy/low": "Share of tokens whose gradient the lower bound took."}
+    told |= {"clip_by_entropy/high": "Share of tokens whose gradient the upper bound took."}
+    told |= {"clip_by_entropy/spread": "Root mean square of the log-ratio."}
+    for name, description in told.items():
+        record.declare(Series(name, ("decile",), "", description, deciles))
+
+    @torch.no_grad()
+    def look(step: Step) -> None:
+        batch = step.batch
+        if batch.advantage is None:
+            return
+        assert batch.correct is not None
+        record.add(step.number, weight_shares(batch.advantage, batch.mask, batch.correct))
+        if (step.number + 1) % config.test_every == 0:
+            record.add(step.number, along_entropy(objective, batch.having(**score(model, step.rollout, {"entropy"}))))
+
+    reinforce(
+        record,
+        model,
+        objective,
+        task,
+        LoopConfig(config.num_steps, config.num_prompts, config.num_samples, config.num_minibatches, config.num_passes),
+        lr=config.lr,
+        seed=seed,
+        evaluation=Evaluation(config.test_problems, config.test_samples, config.test_every),
+        look=look,
+        keep=learnable,
+        process=AdaptiveTemperature({STOP, PAD}, tau=config.tau) if arm.adapts_temperature else None,
+    )
+
+
+def along_entropy(objective: PolicyObjective, batch: PolicyBatch) -> dict[str, torch.Tensor]:
+    """After the optimizer steps on a rollout: what the clip takes, and how far ratios went, by decile of entropy."""
+    assert batch.log_probs is not None
+    assert batch.behaviour_log_probs is not None
+    assert batch.advantage is not None
+    assert batch.entropy is not None
+    log_ratio = (batch.log_probs - batch.behaviour_log_probs).masked_fill(~batch.mask, 0.0)
+    view = LossView(batch, log_ratio.exp(), log_ratio)
+    low, high = objective.clip(view) if callable(objective.clip) else objective.clip
+    clipped = clipped_surrogate(view.ratio, batch.advantage[:, None], low, high)
+    return {
+        "clip_by_entropy/low": by_entropy(clipped.is_clipped_low, batch.entropy, batch.mask, NUM_BINS),
+        "clip_by_entropy/high": by_entropy(clipped.is_clipped_high, batch.entropy, batch.mask, NUM_BINS),
+        "clip_by_entropy/spread": by_entropy(log_ratio.square(), batch.entropy, batch.mask, NUM_BINS).sqrt(),
+    }
