@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dynascope.nn.shared_prefix.attention import Backend
 from dynascope.nn.shared_prefix.layout import SharedPrefix
-from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden
+from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped
 from dynascope.rl.rollout import completion_logits
 
 
@@ -96,13 +96,14 @@ def grouped_log_probs(
         return _placed(log_probs, entropies, groups.mask)
 
     _refuse_changed_logits(model)
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    head: nn.Module = unwrapped(model).get_output_embeddings()
     hidden = shared_prefix_hidden(model, rows, layout, cells, backend=backend)
 
     def of_chunk(part: Tensor, numbers: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return _of_cells(head(part), numbers, tokens, temperature, entropy)
 
-    told = torch.zeros(len(targets), device=hidden.device)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    told = torch.zeros(len(targets), dtype=wide, device=hidden.device)
     entropies = torch.zeros_like(told) if entropy else None
     order = cell_of.argsort()
     bounds = torch.searchsorted(
@@ -140,7 +141,7 @@ def _placed(log_probs: Tensor, entropies: Tensor | None, mask: Tensor) -> tuple[
 
 
 def _refuse_changed_logits(model: nn.Module) -> None:
-    text = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    text = unwrapped(model).config.get_text_config()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(text, name, None) not in (None, 1, 1.0):
             raise ValueError(f"chunk= applies the output head alone, but this model also has {name}; leave chunk out")
@@ -168,7 +169,7 @@ def prefix_backward(
 
     if size < 1:
         raise ValueError(f"size={size}: at least one completion must run at a time")
-    text = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    text = unwrapped(model).config.get_text_config()
     if set(getattr(text, "layer_types", None) or ()) - {"full_attention"} or getattr(text, "sliding_window", None):
         raise ValueError("keys and values of a prompt are kept whole, which sliding windows do not want")
     if any(getattr(one, "gradient_checkpointing", False) for one in model.modules()):
@@ -181,7 +182,7 @@ def prefix_backward(
         kept.append(output.logits[:, -1:])
         leaves = [one.detach().requires_grad_() for one in kept]
         for rows in numbers.split(size):
-            width = int(groups.mask[rows].sum(1).max())
+            width = max(1, int(groups.mask[rows].sum(1).max()))
             tokens, mask = groups.completions[rows, :width], groups.mask[rows, :width]
             cache = DynamicCache()
             for layer, (keys, values) in enumerate(zip(leaves[:-1:2], leaves[1:-1:2], strict=True)):

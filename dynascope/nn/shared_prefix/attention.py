@@ -248,19 +248,23 @@ def _kernel_backward(
 def _flex(query: Tensor, key: Tensor, value: Tensor, layout: SharedPrefix, scale: float, window: int | None) -> Tensor:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    segments, positions, columns = layout.segment_ids, layout.position_ids, layout.num_columns
-
-    def rule(row: Tensor, head: Tensor, at: Tensor, seen: Tensor) -> Tensor:
-        own, other = segments[row, at], segments[row, seen]
-        allowed = (seen <= at) & (other >= 0) & (own >= 0) & ((other == 0) | (other == own))
-        if window is not None:
-            allowed = allowed & (positions[row, at] - positions[row, seen] < window)
-        return allowed | (at == seen)
-
     # One mask a layout serves all layers of a model.
     if window not in layout.block_masks:
+        segments, positions, columns = layout.segment_ids, layout.position_ids, layout.num_columns
+        reach = columns if window is None else window
         layout.block_masks[window] = create_block_mask(
-            rule, len(segments), None, columns, columns, device=str(query.device)
+            lambda row, _, at, seen: (
+                (at == seen)
+                | (seen <= at)
+                & (segments[row, at] >= 0)
+                & ((segments[row, seen] == 0) | (segments[row, seen] == segments[row, at]))
+                & (positions[row, at] - positions[row, seen] < reach)
+            ),
+            len(query),
+            None,
+            columns,
+            columns,
+            device=str(query.device),
         )
     attend: Any = _compiled() if query.device.type == "cuda" else flex_attention
     is_grouped = query.shape[1] != key.shape[1]

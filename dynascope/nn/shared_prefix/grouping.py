@@ -25,16 +25,16 @@ def automatic_prefix_groups(
     if not bool(lengths.all()):
         raise ValueError("a row has no token; leave it out")
     # Tokens first, then padding: a stable sort of the mask brings padding on the left to the right.
-    order = (~mask).int().argsort(1, stable=True)
+    order = (~mask).int().argsort(dim=1, stable=True)
     tokens = input_ids.gather(1, order).masked_fill(~mask.gather(1, order), -1)
     rows = _sorted_rows(tokens)
     lined, kept = tokens[rows], lengths[rows]
     agree = (lined[1:] == lined[:-1]).int().cumprod(1).sum(1)
-    agree = torch.minimum(agree, torch.minimum(kept[1:], kept[:-1]) - 1).tolist()
+    agree = torch.minimum(agree, torch.minimum(kept[1:], kept[:-1]) - 1)
 
     groups: list[tuple[Tensor, int]] = []
     members, shared = [0], int(kept[0]) - 1
-    for number, common in enumerate(agree, 1):
+    for number, common in enumerate(agree.tolist(), 1):
         if common >= min_shared:
             members.append(number)
             shared = min(shared, common)

@@ -148,7 +148,8 @@ class SharedPrefix:
     @cached_property
     def logit_positions(self) -> Int[Tensor, " cells"]:
         """The flat cells that predict something, each once: all that the output head has to see."""
-        return self.target_index[self.completion_mask].unique()
+        cells: Tensor = self.target_index[self.completion_mask].unique()
+        return cells
 
     @cached_property
     def _completion_of(self) -> Int[Tensor, " tokens"]:
@@ -178,8 +179,7 @@ class SharedPrefix:
         """
         packed: Tensor = prompts.new_full((len(prompts), self.num_columns, *prompts.shape[2:]), pad)
         packed = packed.index_put(self._prompt_cells, prompts[self.prompt_mask])
-        packed = packed.index_put(self._completion_cells, completions[self.completion_mask])
-        return packed
+        return packed.index_put(self._completion_cells, completions[self.completion_mask])
 
     def split(
         self, packed: Shaped[Tensor, "B T *more"]

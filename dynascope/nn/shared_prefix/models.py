@@ -76,14 +76,15 @@ def shared_prefix_forward(
     """
     if more.get("past_key_values") is not None or more.get("use_cache"):
         raise ValueError("packed rows have no key-value cache: leave out past_key_values and use_cache")
-    text = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    inner = unwrapped(model)
+    text = inner.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - _GROUPED_LAYERS
     if kinds:
         raise ValueError(
             f"layers of kind {', '.join(sorted(kinds))} carry what they saw from one completion to the next"
         )
     is_installed = text._attn_implementation == _NAME
-    if _runs_layers_again(model) and not is_installed:
+    if _runs_layers_again(inner) and not is_installed:
         raise ValueError(
             "gradient checkpointing runs layers again in the backward pass: "
             "wrap forward and backward in `with prefix_sharing(model):`"
@@ -91,8 +92,8 @@ def shared_prefix_forward(
     sharing = _Sharing(layout, backend)
     # Models take a mask of four dimensions as it is, and so make none from positions that start anew. Attention of any
     # other kind than ours would add it, and not go unnoticed.
-    poison = torch.full((len(rows), 1, 1, 1), torch.nan, device=rows.device, dtype=model.dtype)  # type: ignore[call-overload]
-    with _selected(model, cells), prefix_sharing(model):
+    poison = torch.full((len(rows), 1, 1, 1), torch.nan, device=rows.device, dtype=inner.dtype)
+    with _selected(inner, cells), prefix_sharing(inner):
         output = model(
             input_ids=rows,
             position_ids=layout.position_ids,
@@ -103,7 +104,7 @@ def shared_prefix_forward(
         )
     if not sharing.has_arrived:
         raise ValueError(
-            f"{type(model).__name__} does not hand keyword arguments to its attention, so prompts cannot be shared"
+            f"{type(inner).__name__} does not hand keyword arguments to its attention, so prompts cannot be shared"
         )
     return output
 
@@ -118,15 +119,21 @@ def prefix_sharing(model: nn.Module) -> Iterator[None]:
     ...     shared_prefix_forward(model, rows, layout).logits.logsumexp(-1).sum().backward()
     """
     _register()
-    before = model.config.get_text_config()._attn_implementation  # type: ignore[union-attr, operator]
+    inner = unwrapped(model)
+    before = inner.config.get_text_config()._attn_implementation
     if before == _NAME:
         yield
         return
-    model.set_attn_implementation(_NAME)  # type: ignore[operator]
+    inner.set_attn_implementation(_NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)  # type: ignore[operator]
+        inner.set_attn_implementation(before)
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The model inside DistributedDataParallel, through which forward has to go so that gradients are reduced; else itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _register() -> None:
@@ -203,7 +210,7 @@ def shared_prefix_hidden(
         caught.append(hidden.flatten(0, 1)[cells])
         return hidden[:1, :1]
 
-    with _before_head(model, catch):
+    with _before_head(unwrapped(model), catch):
         shared_prefix_forward(model, rows, layout, **more)
     return caught[0]
 
