@@ -23,6 +23,7 @@ STUDIES = (
     "mamba-icl-outliers",
     "mesa-optimization",
     "neural-tangent-kernel",
+    "prefix-grouper",
     "scan-and-snap",
     "sigma-reparam",
 )
