@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,7 +28,7 @@ class Groups:
     mask: Bool[Tensor, "N R"]
     group_sizes: Int[Tensor, " B"]
 
-    @property
+    @cached_property
     def layout(self) -> SharedPrefix:
         """How they are packed."""
         return SharedPrefix.of(self.prompt_mask, self.mask, self.group_sizes)
