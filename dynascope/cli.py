@@ -315,7 +315,7 @@ def compare(options: Compare) -> int:
     if options.json:
         print(json.dumps({**done.as_json(), "page": str(page)}))
     else:
-        print_comparison(done, Console())
+        print_comparison(done, Console(width=None if sys.stdout.isatty() else 140))
         print(f"\npage: {page}")
     return 1 if done.failures else 0
 
