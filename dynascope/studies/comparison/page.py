@@ -34,7 +34,7 @@ EXPLAINED = (
 )
 
 CURVES = {
-    "Reward": ("Learning", "rollout/reward", "Mean over a rollout."),
+    "Reward": ("Learning", "rollout/reward", "Of a rollout."),
     "Loss": ("Learning", "loss", "Of the pairs of a step; losses of different objectives are no rivals."),
     "Right answers": ("Learning", "test/correct", "Share, on problems that are always the same."),
     "Right chains": ("Learning", "test/chain", "Share of answers whose every step is right."),
@@ -125,7 +125,9 @@ def figures(comparison: Comparison) -> list[Section]:
     for title, (section, series, subtitle) in CURVES.items():
         rows = _mean_and_band(comparison, series)
         if rows:
-            sections.setdefault(section, []).append(draw(title, subtitle, rows, _lines(comparison)))
+            sections.setdefault(section, []).append(
+                draw(title, f"{subtitle} Mean and range over seeds.", rows, _lines(comparison))
+            )
     if any(comparison.runs):
         sections["Learning"].append(_pass_at_k(comparison))
     return [Section(title, charts) for title, charts in sections.items()]
@@ -149,7 +151,7 @@ def _mean_and_band(comparison: Comparison, series: str, k: str = "step") -> Rows
 
 def _colour(names: Sequence[str]) -> dict[str, Any]:
     """A colour an objective, and dashes where there are more objectives than colours."""
-    legend = alt.Legend(orient="top", columns=4)
+    legend = alt.Legend(orient="top", columns=4, symbolOpacity=1, symbolType="stroke")
     colours = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
     dashes = [[1, 0] if place < len(PALETTE) else [4, 2] for place in range(len(names))]
     return {
@@ -186,7 +188,8 @@ def _pass_at_k(comparison: Comparison) -> Chart:
         for k, value in zip(starts[0].k.values, before, strict=True)
     ]
     chart = alt.Chart().mark_line(point=True)
-    x = alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)")
+    ks = [int(k) for k in starts[0].k.values]
+    x = alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)", axis=alt.Axis(values=ks, format="d"))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     told = _colour([*comparison.objectives, "before training"])
     return draw("pass@k", "Chance that one of k answers is right, at the end.", rows, chart.encode(x=x, y=y, **told))
