@@ -11,6 +11,7 @@ from dynascope.findings.extreme_tokens import ExtremeTokens
 from dynascope.findings.generalization import DelayedGeneralization, Overfitting
 from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
 from dynascope.findings.loss import LossSpike, Plateau
+from dynascope.findings.policy import OneSidedAdvantages
 from dynascope.findings.preference import SynchronizedLogps
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
@@ -35,6 +36,7 @@ def all_detectors() -> Sequence[Detector]:
         Overfitting(),
         DelayedGeneralization(),
         SynchronizedLogps(),
+        OneSidedAdvantages(),
         ThroughputLoss(),
     ]
 

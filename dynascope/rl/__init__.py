@@ -5,18 +5,23 @@ from dynascope.rl.advantages import (
     GroupZScore,
     LeaveOneOut,
     WhitenedReturns,
+    center,
     generalized_advantages,
     group_z_score,
     leave_one_out,
     returns_to_go,
+    unit_rms,
     whiten,
 )
 from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
-from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, ppo, preset, reinforce_pp, rloo
+from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, ppo, preset, reinforce_pp, riskpo, rloo
+from dynascope.rl.quantiles import QuantileTracker
 from dynascope.rl.ratios import log_ratios
+from dynascope.rl.risk import mvar_advantage, risk_report
+from dynascope.rl.risk_advantage import RiskAdvantage
 from dynascope.rl.surrogate import clipped_surrogate
 
 __all__ = [
@@ -28,8 +33,11 @@ __all__ = [
     "LossView",
     "PolicyBatch",
     "PolicyObjective",
+    "QuantileTracker",
+    "RiskAdvantage",
     "WhitenedReturns",
     "aggregate",
+    "center",
     "clipped_surrogate",
     "dapo",
     "dr_grpo",
@@ -40,10 +48,14 @@ __all__ = [
     "kl_estimate",
     "leave_one_out",
     "log_ratios",
+    "mvar_advantage",
     "ppo",
     "preset",
     "reinforce_pp",
     "returns_to_go",
+    "risk_report",
+    "riskpo",
     "rloo",
+    "unit_rms",
     "whiten",
 ]

@@ -52,7 +52,8 @@ class LossView:
 
 
 Advantage: TypeAlias = Callable[[PolicyBatch], Tensor]
-"""From a rollout to an advantage (N,) or (N, T). An object with a state keeps it itself, and has `state_dict`."""
+"""From a rollout to an advantage (N,) or (N, T). An object with a state keeps it itself, and has `state_dict`; one that has
+something to tell of the last rollout has it as `metrics`."""
 PostProcessor: TypeAlias = Callable[[Tensor, PolicyBatch], Tensor]
 """From a rollout's advantages and batch to advantages."""
 Clip: TypeAlias = Callable[[LossView], tuple[Bound, Bound]]
@@ -124,6 +125,14 @@ class PolicyObjective:
             for process in self.post:
                 advantage = process(advantage, batch)
         return advantage
+
+    @property
+    def rollout_metrics(self) -> Metrics:
+        """What slots have to tell of the last rollout: the `metrics` of those that have some."""
+        told: dict[str, Tensor] = {}
+        for slot in (self.advantage, *self.post):
+            told |= getattr(slot, "metrics", {})
+        return told
 
     def loss(self, batch: PolicyBatch) -> tuple[Float[Tensor, ""], Metrics]:
         """The loss of a minibatch, to be minimised, and what happened in it.

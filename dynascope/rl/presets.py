@@ -5,6 +5,7 @@ import difflib
 
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
 from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.risk_advantage import RiskAdvantage
 
 grpo = PolicyObjective()
 """2402.03300, without its KL term: `grpo.having(kl=(KLTerm(coefficient=0.04),))` has it."""
@@ -20,6 +21,8 @@ reinforce_pp = grpo.having(advantage=WhitenedReturns())
 """2501.03262: no groups; KL to the start model in the reward."""
 ppo = reinforce_pp.having(advantage=GAE(), aggregation="token-mean")
 """1707.06347 with a critic."""
+riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
+"""2510.00911: a mixed value at risk of bundled rewards instead of their mean. It has a state: `preset` gives a fresh one."""
 
 PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
@@ -29,6 +32,7 @@ PRESETS: dict[str, PolicyObjective] = {
     "rloo": rloo,
     "reinforce_pp": reinforce_pp,
     "ppo": ppo,
+    "riskpo": riskpo,
 }
 
 

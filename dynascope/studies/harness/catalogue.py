@@ -24,6 +24,7 @@ STUDIES = (
     "mesa-optimization",
     "neural-tangent-kernel",
     "prefix-grouper",
+    "riskpo",
     "scan-and-snap",
     "sigma-reparam",
 )
