@@ -207,6 +207,23 @@ def score(
     return told
 
 
+def completion_logits(
+    model: nn.Module,
+    prompts: Int[Tensor, "N P"],
+    prompt_mask: Bool[Tensor, "N P"],
+    completions: Int[Tensor, "N T"],
+) -> Float[Tensor, "N T vocabulary"]:
+    """Logits that predict each token of completions that are given; prompts are padded on the left, completions on the right.
+
+    >>> completion_logits(model, *task.prompts(problems), *task.completions(texts)[:1])
+    """
+    width = completions.shape[1]
+    seen = torch.cat([prompt_mask, torch.ones_like(completions, dtype=torch.bool)], 1)
+    inputs = _inputs(torch.cat([prompts, completions], 1), seen)
+    logits: Tensor = model(**inputs, use_cache=False, **_last_logits(model, width + 1)).logits
+    return logits[:, -width - 1 : -1]
+
+
 def _inputs(ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Without padding there is nothing to say beside the ids; padding on the left wants positions and a mask."""
     if mask is None:
