@@ -1,4 +1,4 @@
-"""Run once a rank (folder, rank): a buffer filled by two processes, and a step of fine-tuning shared by them; saves what came of it."""
+"""Run once a rank (folder, rank): a buffer filled by two processes, a step of fine-tuning shared by them; saves both."""
 
 import copy
 import sys

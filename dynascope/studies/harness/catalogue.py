@@ -23,6 +23,7 @@ STUDIES = (
     "mamba-icl-outliers",
     "mesa-optimization",
     "neural-tangent-kernel",
+    "relift",
     "scan-and-snap",
     "sigma-reparam",
 )
