@@ -6,6 +6,7 @@ from dynascope.findings.activations import DeadUnits
 from dynascope.findings.attention import EntropyCollapse
 from dynascope.findings.circuits import InContextDescent
 from dynascope.findings.curvature import EdgeOfStability
+from dynascope.findings.demonstrations import ConstantFineTuning
 from dynascope.findings.detector import Detector, Follower
 from dynascope.findings.extreme_tokens import ExtremeTokens
 from dynascope.findings.generalization import DelayedGeneralization, Overfitting
@@ -37,6 +38,7 @@ def all_detectors() -> Sequence[Detector]:
         DelayedGeneralization(),
         SynchronizedLogps(),
         OneSidedAdvantages(),
+        ConstantFineTuning(),
         ThroughputLoss(),
     ]
 

@@ -25,6 +25,7 @@ STUDIES = (
     "neural-tangent-kernel",
     "prefix-grouper",
     "riskpo",
+    "relift",
     "scan-and-snap",
     "sigma-reparam",
 )
