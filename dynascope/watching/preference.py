@@ -79,14 +79,15 @@ class EntanglementDPOTrainer(DPOTrainer):
             log_sum_sq_probs=zeros,
             aux_loss=0.0,
         )
-        kept = self._metrics, self._total_train_tokens
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        numbers = self.__dict__  # the trainer counts and logs what its loss sees
+        kept = {name: numbers[name] for name in ("_metrics", "_total_train_tokens")}
+        numbers["_metrics"] = {"train": defaultdict(list), "eval": defaultdict(list)}
         try:
             with torch.enable_grad():
                 loss = self._compute_loss(lambda **named: seen, inputs, return_outputs=False)
             (gradient,) = torch.autograd.grad(loss, tokens)
         finally:
-            self._metrics, self._total_train_tokens = kept
+            numbers.update(kept)
         # The loss is a mean over pairs; a response's coefficient is that of each of its tokens.
         pull, push = ((gradient * mask).sum(1) / lengths * (len(log_probs) // 2)).chunk(2)
         return -pull, push

@@ -194,8 +194,8 @@ def preference(
         pull, push = _weights(arm, products, loss.coefficients(learnt.pairs(log_probs.detach(), ref)))
         outcome = entanglement(products, (pull, push), float(lr))
         with torch.no_grad():
-            torch._foreach_add_(parameters, torch._foreach_mul(sides[0], lr * pull[0].float()))
-            torch._foreach_sub_(parameters, torch._foreach_mul(sides[1], lr * push[0].float()))
+            for parameter, up, down in zip(parameters, *sides, strict=True):
+                parameter += lr * (pull[0].float() * up - push[0].float() * down)
             realised.append(response_log_probs(model, learnt) - log_probs)
         predicted.append(torch.cat([outcome.chosen_change, outcome.rejected_change]))
         geometry.append(products)
