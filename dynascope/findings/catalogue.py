@@ -12,6 +12,7 @@ from dynascope.findings.generalization import DelayedGeneralization, Overfitting
 from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
 from dynascope.findings.loss import LossSpike, Plateau
 from dynascope.findings.preference import SynchronizedLogps
+from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
 from dynascope.record import Finding, Record
@@ -35,6 +36,8 @@ def all_detectors() -> Sequence[Detector]:
         Overfitting(),
         DelayedGeneralization(),
         SynchronizedLogps(),
+        GuessingDetector(),
+        RewardSaturationDetector(),
         ThroughputLoss(),
     ]
 
