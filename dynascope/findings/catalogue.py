@@ -14,6 +14,7 @@ from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients
 from dynascope.findings.loss import LossSpike, Plateau
 from dynascope.findings.policy import OneSidedAdvantages
 from dynascope.findings.preference import SynchronizedLogps
+from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
 from dynascope.record import Finding, Record
@@ -39,6 +40,8 @@ def all_detectors() -> Sequence[Detector]:
         SynchronizedLogps(),
         OneSidedAdvantages(),
         ConstantFineTuning(),
+        GuessingDetector(),
+        RewardSaturationDetector(),
         ThroughputLoss(),
     ]
 

@@ -18,6 +18,7 @@ STUDIES = (
     "active-dormant-heads",
     "data-diet",
     "exact-permutations",
+    "gradient-entanglement",
     "grokking-lazy-rich",
     "icl-linear-regression",
     "mamba-icl-outliers",
