@@ -216,12 +216,6 @@ def completion_logits(
     width = completions.shape[1]
     is_padded = not bool(prompt_mask.all()) if prompts.device.type == "cpu" else True
     seen = torch.cat([prompt_mask, torch.ones_like(completions).bool()], 1) if is_padded else None
-    """Logits that predict each token of completions that are given; prompts are padded on the left, completions on the right.
-
-    >>> completion_logits(model, *task.prompts(problems), *task.completions(texts)[:1])
-    """
-    width = completions.shape[1]
-    seen = torch.cat([prompt_mask, torch.ones_like(completions, dtype=torch.bool)], 1)
     inputs = _inputs(torch.cat([prompts, completions], 1), seen)
     logits: Tensor = model(**inputs, use_cache=False, **_last_logits(model, width + 1)).logits
     return logits[:, -width - 1 : -1]
