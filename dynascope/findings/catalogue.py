@@ -15,6 +15,13 @@ from dynascope.findings.loss import LossSpike, Plateau
 from dynascope.findings.preference import SynchronizedLogps
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
+from dynascope.findings.zero_rl import (
+    FormatPressure,
+    KeywordIllusion,
+    LengthCollapse,
+    UnhealthyGrowth,
+    UnsuitableQuestions,
+)
 from dynascope.record import Finding, Record
 
 
@@ -37,6 +44,11 @@ def all_detectors() -> Sequence[Detector]:
         DelayedGeneralization(),
         SynchronizedLogps(),
         ConstantFineTuning(),
+        UnhealthyGrowth(),
+        LengthCollapse(),
+        FormatPressure(),
+        UnsuitableQuestions(),
+        KeywordIllusion(),
         ThroughputLoss(),
     ]
 
