@@ -17,6 +17,13 @@ from dynascope.findings.preference import SynchronizedLogps
 from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
+from dynascope.findings.zero_rl import (
+    FormatPressure,
+    KeywordIllusion,
+    LengthCollapse,
+    UnhealthyGrowth,
+    UnsuitableQuestions,
+)
 from dynascope.record import Finding, Record
 
 
@@ -42,6 +49,11 @@ def all_detectors() -> Sequence[Detector]:
         ConstantFineTuning(),
         GuessingDetector(),
         RewardSaturationDetector(),
+        UnhealthyGrowth(),
+        LengthCollapse(),
+        FormatPressure(),
+        UnsuitableQuestions(),
+        KeywordIllusion(),
         ThroughputLoss(),
     ]
 
