@@ -15,9 +15,11 @@ from dynascope.rl.advantages import (
 )
 from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
+from dynascope.rl.entropy_signal import EntropySignal, token_entropy
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
-from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, ppo, preset, reinforce_pp, riskpo, rloo
+from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, hapo, ppo, preset, reinforce_pp, riskpo, rloo
 from dynascope.rl.quantiles import QuantileTracker
 from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk import mvar_advantage, risk_report
@@ -27,6 +29,8 @@ from dynascope.rl.surrogate import clipped_surrogate
 __all__ = [
     "GAE",
     "PRESETS",
+    "AdaptiveTemperature",
+    "EntropySignal",
     "GroupZScore",
     "KLTerm",
     "LeaveOneOut",
@@ -41,10 +45,12 @@ __all__ = [
     "clipped_surrogate",
     "dapo",
     "dr_grpo",
+    "entropy_aware",
     "generalized_advantages",
     "group_z_score",
     "grpo",
     "gspo",
+    "hapo",
     "kl_estimate",
     "leave_one_out",
     "log_ratios",
@@ -56,6 +62,7 @@ __all__ = [
     "risk_report",
     "riskpo",
     "rloo",
+    "token_entropy",
     "unit_rms",
     "whiten",
 ]

@@ -39,6 +39,8 @@ class LossView:
     low: Bound = None
     high: Bound = None
     _known: dict[Any, Any] = field(default_factory=dict)
+    told: dict[str, Tensor] = field(default_factory=dict)
+    """What slots had to tell."""
 
     def once(self, signal: Callable[["LossView"], T]) -> T:
         """`signal(self)`, computed at most once a minibatch, so that several slots can share it.
@@ -49,6 +51,13 @@ class LossView:
             self._known[signal] = signal(self)
         known: T = self._known[signal]
         return known
+
+    def tell(self, name: str, value: Tensor) -> None:
+        """Put a number, on the device and without a gradient, among the loss's metrics.
+
+        >>> view.tell("redistribution/moved", has_moved.float().mean())
+        """
+        self.told[name] = value
 
 
 Advantage: TypeAlias = Callable[[PolicyBatch], Tensor]
@@ -197,6 +206,7 @@ class PolicyObjective:
             "policy_loss": policy_loss.detach(),
             **averaged,
             "ratio/max_log": log_ratio.abs().amax(),
+            **view.told,
             **{name: one.detach() for name, one in divergences.items()},
         }
 

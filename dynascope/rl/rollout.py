@@ -60,6 +60,7 @@ class Rollout:
             "rewards": rewards,
             "group_ids": self.group_ids,
             "behaviour_log_probs": self.behaviour_log_probs,
+            "sampling_log_probs": self.sampling_log_probs,
             "tokens": self.tokens,
             "is_truncated": self.is_truncated,
             "max_length": self.max_length,

@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.entropy_signal import EntropySignal
+from dynascope.rl.objective import LossView
 from dynascope.rl.quantiles import QuantileTracker
 
 
@@ -16,7 +19,11 @@ def main(folder: Path) -> None:
     tracker = QuantileTracker([0.2, 0.8], across_ranks=True)
     for scale in (1, 2):
         tracker.update(scale * torch.arange(10.0)[own])
-    torch.save({"quantiles": tracker.values}, folder / f"rank-{rank}.pt")
+    entropy = torch.arange(1.0, 11.0)[None, own]
+    mask, one = torch.ones_like(entropy).bool(), torch.zeros(1)
+    batch = PolicyBatch(mask=mask, rewards=one, group_ids=one.long(), entropy=entropy)
+    signal = EntropySignal(scope="all ranks")(LossView(batch, torch.ones_like(entropy), torch.zeros_like(entropy)))
+    torch.save({"quantiles": tracker.values, "signal": signal}, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
