@@ -73,6 +73,8 @@ def entropy_covariance(
     kept, pushed = log_probs.where(weight > 0, 0.0), advantage.where(weight > 0, 0.0)
     away = (kept - kept.sum() / count) * weight
     return (away * pushed).sum() / count
+
+
 def watch_responses(
     lengths: Int[Tensor, " N"],
     is_truncated: Bool[Tensor, " N"],
