@@ -6,6 +6,7 @@ from dynascope.findings.activations import DeadUnits
 from dynascope.findings.attention import EntropyCollapse
 from dynascope.findings.circuits import InContextDescent
 from dynascope.findings.curvature import EdgeOfStability
+from dynascope.findings.demonstrations import ConstantFineTuning
 from dynascope.findings.detector import Detector, Follower
 from dynascope.findings.extreme_tokens import ExtremeTokens
 from dynascope.findings.generalization import DelayedGeneralization, Overfitting
@@ -13,8 +14,16 @@ from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients
 from dynascope.findings.loss import LossSpike, Plateau
 from dynascope.findings.policy import NeutralRatios, OneSidedAdvantages
 from dynascope.findings.preference import SynchronizedLogps
+from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
+from dynascope.findings.zero_rl import (
+    FormatPressure,
+    KeywordIllusion,
+    LengthCollapse,
+    UnhealthyGrowth,
+    UnsuitableQuestions,
+)
 from dynascope.record import Finding, Record
 
 
@@ -38,6 +47,14 @@ def all_detectors() -> Sequence[Detector]:
         SynchronizedLogps(),
         OneSidedAdvantages(),
         NeutralRatios(),
+        ConstantFineTuning(),
+        GuessingDetector(),
+        RewardSaturationDetector(),
+        UnhealthyGrowth(),
+        LengthCollapse(),
+        FormatPressure(),
+        UnsuitableQuestions(),
+        KeywordIllusion(),
         ThroughputLoss(),
     ]
 

@@ -85,6 +85,10 @@ class Step:
     rollout: Rollout
     batch: PolicyBatch
     metrics: Metrics
+    drawn: Sequence[Any] = ()
+    """Every problem of the rollout, one a completion; `problems` are those that `keep` left."""
+    drawn_correct: Tensor | None = None
+    """Whether each of these completions was right, bool."""
 
 
 def train(
@@ -164,6 +168,8 @@ def train(
                 rollout,
                 batch,
                 metrics,
+                problems,
+                correct,
             )
         )
 

@@ -14,6 +14,8 @@ dr_grpo = grpo.having(advantage=GroupZScore(std="none"), aggregation="max-length
 """2503.20783: neither the deviation nor a completion's length in a denominator."""
 dapo = grpo.having(clip=(0.2, 0.28), aggregation="token-mean")
 """2503.14476: clip higher, and every token weighs the same. Dropping uniform groups is the loop's `keep`."""
+relift_rl = dr_grpo.having(clip=(None, None), entropy_bonus=1e-3)
+"""2506.07527: what its program runs between the steps of fine-tuning, which are `rl.interleave`'s; nothing is clipped."""
 gspo = grpo.having(ratio="sequence", clip=(3e-4, 4e-4))
 """2507.18071, with the clipping ranges of its section 5."""
 rloo = grpo.having(advantage=LeaveOneOut(), aggregation="seq-mean-token-sum")
