@@ -55,6 +55,15 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Tangent kernel": ("kernel", "modes"),
     "Ensemble": ("ensemble",),
     "Learning in context": ("mesa", "mamba"),
+    "Policy optimization": (
+        "rollout",
+        "policy",
+        "advantage",
+        "risk",
+        "weight",
+        "clip_by_entropy",
+        "covariance",
+    ),  # fmt: skip
     "Preferences": ("logps", "rewards", "entanglement"),
     "Reasoning": ("reasoning",),
     "Time and memory": ("time", "throughput", "memory"),
