@@ -63,7 +63,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "weight",
         "clip_by_entropy",
         "covariance",
-    ),  # fmt: skip
+    ),
     "Preferences": ("logps", "rewards", "entanglement"),
     "Reasoning": ("reasoning",),
     "Time and memory": ("time", "throughput", "memory"),
