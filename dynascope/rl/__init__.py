@@ -15,7 +15,19 @@ from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
-from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, ppo, preset, reinforce_pp, rloo
+from dynascope.rl.presets import (
+    PRESETS,
+    dapo,
+    dr_grpo,
+    grpo,
+    gspo,
+    ppo,
+    preset,
+    reinforce_pp,
+    relift_rl,
+    rloo,
+    simplerl_zoo,
+)
 from dynascope.rl.ratios import log_ratios
 from dynascope.rl.surrogate import clipped_surrogate
 
@@ -43,7 +55,9 @@ __all__ = [
     "ppo",
     "preset",
     "reinforce_pp",
+    "relift_rl",
     "returns_to_go",
     "rloo",
+    "simplerl_zoo",
     "whiten",
 ]

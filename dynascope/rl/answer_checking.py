@@ -103,8 +103,7 @@ class AnswerChecker:
             first = min(deadline for *_, deadline in busy.values())
             ready = wait(list(busy), timeout=max(0.0, first - time.monotonic()))
             late = [pipe for pipe, (*_, deadline) in busy.items() if pipe not in ready and deadline <= time.monotonic()]
-            for pipe in ready:
-                assert isinstance(pipe, Connection)
+            for pipe in [one for one in busy if one in ready]:
                 number, pair, _ = busy.pop(pipe)
                 known[pair] = self._received(number, pipe)
                 idle.append(number)

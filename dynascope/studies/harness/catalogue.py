@@ -26,6 +26,7 @@ STUDIES = (
     "relift",
     "scan-and-snap",
     "sigma-reparam",
+    "simplerl-zoo",
 )
 
 
