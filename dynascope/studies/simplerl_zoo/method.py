@@ -42,17 +42,17 @@ class Config:
     base_batch: int = 64
     base_lr: float = 3e-3
     num_layers: int = 2
-    num_steps: int = 45
-    num_prompts: int = 16
+    num_steps: int = 40
+    num_prompts: int = 12
     num_samples: int = 8
-    lr: float = 5e-4
+    lr: float = 1e-3
     short_start: int = 10
     long_start: int = 50
     """Steps of fine-tuning of the two cold starts."""
     start_lr: float = 1e-3
-    num_tests: int = 64
+    num_tests: int = 48
     test_samples: int = 8
-    test_every: int = 15
+    test_every: int = 20
     bandit_steps: tuple[int, int] = (150, 200)
     """Of the format and the difficulty bandit."""
 
