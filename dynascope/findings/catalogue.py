@@ -12,7 +12,9 @@ from dynascope.findings.extreme_tokens import ExtremeTokens
 from dynascope.findings.generalization import DelayedGeneralization, Overfitting
 from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
 from dynascope.findings.loss import LossSpike, Plateau
+from dynascope.findings.policy import OneSidedAdvantages
 from dynascope.findings.preference import SynchronizedLogps
+from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
 from dynascope.findings.zero_rl import (
@@ -43,7 +45,10 @@ def all_detectors() -> Sequence[Detector]:
         Overfitting(),
         DelayedGeneralization(),
         SynchronizedLogps(),
+        OneSidedAdvantages(),
         ConstantFineTuning(),
+        GuessingDetector(),
+        RewardSaturationDetector(),
         UnhealthyGrowth(),
         LengthCollapse(),
         FormatPressure(),

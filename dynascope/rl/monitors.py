@@ -36,6 +36,45 @@ def watch_rollout(
     }
 
 
+def watch_advantages(
+    rollout: Rollout, advantage: Float[Tensor, " N"] | Float[Tensor, "N T"]
+) -> dict[str, Float[Tensor, ""]]:
+    """Which way an objective pushes the sampled tokens, before any update.
+
+    - `advantage/pushed_up`, `advantage/pushed_down`: shares of tokens with a positive and a negative advantage.
+    - `advantage/rms`: root mean square over tokens; at one learning rate it says how large updates are.
+    - `advantage/entropy_covariance`: `entropy_covariance` over tokens.
+
+    >>> told = watch_advantages(rollout, objective.advantages(batch))
+    """
+    by_token = advantage if advantage.ndim == 2 else advantage[:, None].expand(rollout.mask.shape)
+    by_token, count = by_token * rollout.mask, rollout.mask.sum().clamp(min=1)
+    return {
+        "advantage/pushed_up": (by_token > 0).sum() / count,
+        "advantage/pushed_down": (by_token < 0).sum() / count,
+        "advantage/rms": (by_token.square().sum() / count).sqrt(),
+        "advantage/entropy_covariance": entropy_covariance(rollout.behaviour_log_probs, by_token, rollout.mask),
+    }
+
+
+def entropy_covariance(
+    log_probs: Float[Tensor, "*shape"], advantage: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None = None
+) -> Float[Tensor, ""]:
+    """Cov(log π, A) over sampled actions: tokens, or whole completions; entropy falls at its rate where it is positive.
+
+    Exact for a step of natural gradient on the logits of one softmax (2510.00911, proposition 1;
+    `dynascope.theory.riskpo.entropy_rate`), an indicator for a language model.
+
+    >>> entropy_covariance(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.0]))
+    tensor(0.2500)
+    """
+    weight = torch.ones_like(log_probs) if mask is None else mask.to(log_probs.dtype)
+    count = weight.sum().clamp(min=1)
+    kept, pushed = log_probs.where(weight > 0, 0.0), advantage.where(weight > 0, 0.0)
+    away = (kept - kept.sum() / count) * weight
+    return (away * pushed).sum() / count
+
+
 def watch_responses(
     lengths: Int[Tensor, " N"],
     is_truncated: Bool[Tensor, " N"],

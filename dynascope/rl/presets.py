@@ -4,8 +4,10 @@ import copy
 import difflib
 
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
+from dynascope.rl.entropy_aware import entropy_aware
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.risk_advantage import RiskAdvantage
 
 grpo = PolicyObjective()
 """2402.03300, without its KL term: `grpo.having(kl=(KLTerm(coefficient=0.04),))` has it."""
@@ -28,6 +30,11 @@ reinforce_pp = grpo.having(advantage=WhitenedReturns())
 """2501.03262: no groups; KL to the start model in the reward."""
 ppo = reinforce_pp.having(advantage=GAE(), aggregation="token-mean")
 """1707.06347 with a critic."""
+hapo = entropy_aware(dapo)
+"""2509.16591: rewards compared by tokens, advantages and clip by entropy. Its sampler is `train(process=AdaptiveTemperature())`;
+the released recipe also has `dual_clip=10.0`."""
+riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
+"""2510.00911: a mixed value at risk of bundled rewards instead of their mean. It has a state: `preset` gives a fresh one."""
 
 PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
@@ -38,6 +45,8 @@ PRESETS: dict[str, PolicyObjective] = {
     "rloo": rloo,
     "reinforce_pp": reinforce_pp,
     "ppo": ppo,
+    "hapo": hapo,
+    "riskpo": riskpo,
 }
 
 

@@ -24,6 +24,8 @@ DIMS = {
     "adam/update_rms": ("parameter",),
     "activations/dead_fraction": ("activation",),
     "learning_rate": ("group",),
+    "reasoning/pass_at_k": ("k",),
+    "reasoning/cot_pass_at_k": ("k",),
 }
 
 

@@ -1,0 +1,88 @@
+"""Whether reinforcement learning teaches reasoning or guessing, from rollouts already drawn (2506.14245, section 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dynascope.record import Series
+from dynascope.rl.pass_at_k import cot_pass_at_k, pass_at_k
+
+
+class ReasoningDynamics:
+    """P(CA), P(CC|CA), Pass@K and CoT-Pass@K of each rollout, to hand to `Watch.log` or a record's writer.
+
+    Prompts whose answers were right at least once when they were first seen are the cohort. P(CC|CA) of the cohort alone is
+    recorded too: the mean over all prompts that are solved now falls when hard ones join them, though none gets worse.
+
+    Args:
+        ks: The K of the two curves; none may exceed the answers of a prompt.
+
+    Raises ValueError for no K at all.
+
+    >>> dynamics = ReasoningDynamics([1, 4, 8])
+    >>> w.log(dynamics.measure(prompt_ids, answer_correct, chain_correct))
+    """
+
+    def __init__(self, ks: Sequence[int]) -> None:
+        if not ks:
+            raise ValueError("ks is empty; give at least one K, like [1, 8]")
+        self.ks = tuple(ks)
+        self._is_cohort: dict[int, bool] = {}
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """The declarations of what is measured, for a record's writer: they label the curves with K."""
+        labels = {"k": list(self.ks)}
+        return (
+            Series("reasoning/answer_correct", description="P(CA): share of right answers, mean over prompts."),
+            Series("reasoning/solved", description="Share of prompts with right answers only."),
+            Series("reasoning/learnable", description="Share of prompts with right and wrong answers."),
+            Series("reasoning/unsolved", description="Share of prompts without a right answer."),
+            Series("reasoning/pass_at_k", ("k",), description="Pass@K, mean over prompts.", coords=labels),
+            Series(
+                "reasoning/chain_correct",
+                description="P(CC|CA): share of right chains among right answers, mean over prompts that have any.",
+            ),
+            Series("reasoning/cot_pass_at_k", ("k",), description="CoT-Pass@K, mean over prompts.", coords=labels),
+            Series("reasoning/cohort_chain_correct", description="P(CC|CA) of prompts solved when first seen."),
+        )
+
+    def measure(
+        self,
+        prompt_ids: Int[Tensor, " prompts"],
+        answer_correct: Bool[Tensor, "prompts answers"],
+        chain_correct: Bool[Tensor, "prompts answers"] | None = None,
+        mask: Bool[Tensor, "prompts answers"] | None = None,
+    ) -> dict[str, Float[Tensor, "..."]]:
+        """The series of one rollout; without judged chains those of answers only.
+
+        The chains of wrong answers may be anything. `mask` leaves out what was not drawn. Means over no prompt are NaN.
+        Raises ValueError for a prompt without answers, and for a K that exceeds the answers of a prompt.
+
+        >>> ReasoningDynamics([1]).measure(torch.tensor([7]), torch.tensor([[True, False]]))["reasoning/answer_correct"]
+        tensor(0.5000, dtype=torch.float64)
+        """
+        drawn = torch.ones_like(answer_correct) if mask is None else mask
+        right = answer_correct & drawn
+        n, c = drawn.sum(1), right.sum(1)
+        measured = {
+            "reasoning/pass_at_k": pass_at_k(n, c, self.ks).mean(0),
+            "reasoning/answer_correct": (c.double() / n).mean(),
+            "reasoning/solved": (c == n).double().mean(),
+            "reasoning/learnable": ((c > 0) & (c < n)).double().mean(),
+            "reasoning/unsolved": (c == 0).double().mean(),
+        }
+        for prompt, is_solved in zip(prompt_ids.tolist(), (c > 0).tolist(), strict=True):
+            self._is_cohort.setdefault(prompt, is_solved)
+        if chain_correct is not None:
+            d = (right & chain_correct).sum(1)
+            share = d.double() / c  # NaN where no answer is right
+            is_cohort = torch.tensor([self._is_cohort[one] for one in prompt_ids.tolist()], device=c.device)
+            measured |= {
+                "reasoning/cot_pass_at_k": cot_pass_at_k(n, d, self.ks).mean(0),
+                "reasoning/chain_correct": share.nanmean(),
+                "reasoning/cohort_chain_correct": share[is_cohort].nanmean(),
+            }
+        return measured

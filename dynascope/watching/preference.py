@@ -1,0 +1,93 @@
+"""TRL's DPOTrainer with the geometry of its gradients among its numbers (arXiv 2410.13828)."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import DPOTrainer
+
+from dynascope.losses.preference import Coefficients
+from dynascope.probes.entanglement import PreferenceBatch, entanglement, pair_products, summarized
+from dynascope.watching.undisturbed import undisturbed
+
+
+class EntanglementDPOTrainer(DPOTrainer):
+    """A `DPOTrainer` that logs `entanglement/cosine`, `norm_ratio`, `score`, predicted changes and a share for each case.
+
+    Every `entanglement_every` steps it looks at the first `entanglement_pairs` pairs of the batch, before it trains on them;
+    training itself stays as it is. The coefficients are those of the trainer's own loss, whatever `loss_type` and weights it
+    has, found by differentiating it; losses that compare pairs of a batch ("aot") are seen on these pairs alone. Cost of a
+    look: a forward and a backward pass of these pairs, and a forward pass of the reference.
+
+    Raises ValueError for `use_weighting`, whose weights need more of the model than log-probabilities.
+
+    >>> trainer = EntanglementDPOTrainer(model, args=args, train_dataset=data, entanglement_every=20)
+    """
+
+    def __init__(self, *args: Any, entanglement_every: int = 20, entanglement_pairs: int = 2, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if min(entanglement_every, entanglement_pairs) < 1:
+            raise ValueError("entanglement_every and entanglement_pairs must be at least 1")
+        if self.use_weighting:
+            raise ValueError("use_weighting=True has no coefficients of pairs alone; use DPOTrainer with it")
+        self.entanglement_every, self.entanglement_pairs = entanglement_every, entanglement_pairs
+        self._looked_at = -1
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
+        """The trainer's loss; on steps whose turn it is, after a look at the pairs."""
+        step = self.state.global_step
+        if self.model.training and step % self.entanglement_every == 0 and step != self._looked_at:
+            self._looked_at = step  # once a step, however many batches are accumulated
+            for name, value in self._look(self.accelerator.unwrap_model(model), inputs).items():
+                self._metrics["train"][name].append(value)
+        return super().compute_loss(model, inputs, *args, **settings)
+
+    def _look(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
+        num_pairs = len(inputs["input_ids"]) // 2
+        kept = min(num_pairs, self.entanglement_pairs)
+        rows = [*range(kept), *range(num_pairs, num_pairs + kept)]
+        few = {
+            name: one[:kept] if name.startswith("ref_") else one[rows]
+            for name, one in inputs.items()
+            if isinstance(one, Tensor) and one.ndim
+        }
+        batch = PreferenceBatch(few["input_ids"], few["completion_mask"], few["attention_mask"])
+        with undisturbed(model):
+            products = pair_products(model, batch)
+            assert products.log_probs is not None
+            weights = self._coefficients(few, products.log_probs)
+        lr = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
+        measured = summarized(entanglement(products, weights, lr))
+        shares = dict(zip(("ideal", "both_fall", "both_rise"), measured.pop("entanglement/case_share"), strict=False))
+        measured |= {f"entanglement/{name}_share": share for name, share in shares.items()}
+        return {name: float(value) for name, value in measured.items()}
+
+    def _coefficients(self, inputs: dict[str, Tensor], log_probs: Tensor) -> Coefficients:
+        """(d_w, d_l) of the trainer's own loss, which sees log-probabilities in place of the model."""
+        mask = inputs["completion_mask"][:, 1:].to(log_probs.dtype)
+        lengths = mask.sum(1)
+        tokens = (log_probs / lengths)[:, None] * mask
+        tokens.requires_grad_()
+        zeros = torch.zeros_like(mask)
+        seen = SimpleNamespace(
+            log_probs=tokens,
+            entropy=zeros,
+            mean_logits=zeros,
+            is_top1=zeros.bool(),
+            log_sum_sq_probs=zeros,
+            aux_loss=0.0,
+        )
+        numbers = self.__dict__  # the trainer counts and logs what its loss sees
+        kept = {name: numbers[name] for name in ("_metrics", "_total_train_tokens")}
+        numbers["_metrics"] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        try:
+            with torch.enable_grad():
+                loss = self._compute_loss(lambda **named: seen, inputs, return_outputs=False)
+            (gradient,) = torch.autograd.grad(loss, tokens)
+        finally:
+            numbers.update(kept)
+        # The loss is a mean over pairs; a response's coefficient is that of each of its tokens.
+        pull, push = ((gradient * mask).sum(1) / lengths * (len(log_probs) // 2)).chunk(2)
+        return -pull, push

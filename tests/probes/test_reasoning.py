@@ -1,0 +1,64 @@
+"""Reasoning dynamics: hand-counted rollouts, the cohort, and one record."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dynascope
+from dynascope.probes.reasoning import ReasoningDynamics
+
+
+def test_hand_counted() -> None:
+    answers = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    chains = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 1]]).bool()
+    found = ReasoningDynamics([1, 4]).measure(torch.arange(3), answers, chains)
+    assert float(found["reasoning/answer_correct"]) == pytest.approx(0.5)
+    assert [float(found[f"reasoning/{one}"]) for one in ("solved", "learnable", "unsolved")] == pytest.approx(
+        [1 / 3] * 3
+    )
+    assert float(found["reasoning/chain_correct"]) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert found["reasoning/pass_at_k"].tolist() == pytest.approx([0.5, 2 / 3])
+    assert found["reasoning/cot_pass_at_k"].tolist() == pytest.approx([(3 / 4 + 1 / 4) / 3, 2 / 3])
+
+
+def test_newly_solved_prompts_lower_the_mean_but_not_the_cohort() -> None:
+    dynamics, ids = ReasoningDynamics([1]), torch.tensor([5, 9])
+    chains = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    first = dynamics.measure(ids, torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]]).bool(), chains)
+    chains = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    second = dynamics.measure(ids, torch.ones(2, 4, dtype=torch.bool), chains)
+    name = "reasoning/chain_correct"
+    assert float(second[name]) < float(first[name])
+    assert float(second["reasoning/cohort_chain_correct"]) > float(first["reasoning/cohort_chain_correct"])
+
+
+def test_masks_answers_only_and_nothing_solved() -> None:
+    answers = torch.tensor([[True, False, True]])
+    found = ReasoningDynamics([2]).measure(torch.tensor([0]), answers, mask=torch.tensor([[True, True, False]]))
+    assert float(found["reasoning/answer_correct"]) == 0.5
+    assert "reasoning/chain_correct" not in found
+    none = ReasoningDynamics([2]).measure(torch.tensor([0]), ~answers & False, answers)
+    assert math.isnan(float(none["reasoning/chain_correct"]))
+    with pytest.raises(ValueError, match="fewest answers"):
+        ReasoningDynamics([4]).measure(torch.tensor([0]), answers)
+    with pytest.raises(ValueError, match="at least one K"):
+        ReasoningDynamics([])
+
+
+def test_logged_beside_a_watched_run(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    dynamics = ReasoningDynamics([1, 8])
+    answers = torch.rand(6, 8) < 0.5
+    with dynascope.watch(model, optimizer, run=tmp_path / "run", probes=[]) as w:
+        for _ in range(3):
+            model(torch.randn(4, 2)).square().mean().backward()
+            optimizer.step()
+            w.log(dynamics.measure(torch.arange(6), answers, answers))
+    record = dynascope.open(tmp_path / "run")
+    assert {one.name for one in dynamics.series} <= set(record.names())
+    assert record["reasoning/pass_at_k"].shape == (3, 2)
+    assert record["reasoning/chain_correct"].values.tolist() == [1.0] * 3
