@@ -45,9 +45,10 @@ THEMES = {
     "dark": _theme("#e8ebed", "#a0a9b1", "#3a4147"),
 }
 
+# By the first part of a series' name, or by its whole name, which counts first.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Loss and learning rate": ("loss", "eval", "val", "train", "test", "learning_rate"),
-    "Gradients": ("gradients",),
+    "Gradients": ("gradients", "gradient_norm"),
     "Weights and updates": ("weights", "updates", "adam"),
     "Attention": ("attention", "scan", "circuits", "extreme"),
     "Activations and residual stream": ("activations", "residual"),
@@ -65,6 +66,18 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "covariance",
     ),
     "Preferences": ("logps", "rewards", "entanglement"),
+    "What the policy can do": (
+        "test/correct",
+        "test/pass_at_k",
+        "test/chain",
+        "test/length",
+        "test/truncated",
+        "test/kl_start",
+        "difficulty",
+        "reasoning",
+    ),
+    "Rollouts": ("rollout", "behaviours"),
+    "Policy updates": ("policy", "advantage", "demonstrations"),
     "Reasoning": ("reasoning",),
     "Time and memory": ("time", "throughput", "memory"),
 }
@@ -76,6 +89,15 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "Sharpness and the edge of stability": ("curvature/sharpness", "curvature/edge"),
     "Gradient norm": ("gradients/total_norm_unclipped", "gradients/total_norm"),
     "Memory": ("memory/resident", "memory/device"),
+    "Length of completions": (
+        "rollout/length",
+        "rollout/length_right",
+        "rollout/length_wrong",
+        "rollout/length_stopped",
+    ),
+    "Prompts by their answers": ("rollout/learnable", "rollout/solved", "rollout/unsolved"),
+    "Clipped tokens": ("policy/clip/low", "policy/clip/high"),
+    "Demonstrations": ("demonstrations/used", "demonstrations/distinct"),
 }
 
 
@@ -356,7 +378,8 @@ def _charts_of(infos: Mapping[str, Series]) -> list[tuple[str, tuple[str, ...]]]
 def _section_of(name: str) -> str:
     parts = name.split("/")
     first = parts[1] if parts[0].startswith("optimizer") and len(parts) > 1 else parts[0]
-    return next((title for title, firsts in SECTIONS.items() if first in firsts), OWN)
+    whole = next((title for title, names in SECTIONS.items() if name in names), None)
+    return whole or next((title for title, firsts in SECTIONS.items() if first in firsts), OWN)
 
 
 def _is_heat(record: Record, name: str) -> bool:

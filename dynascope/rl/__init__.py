@@ -19,7 +19,21 @@ from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
 from dynascope.rl.entropy_signal import EntropySignal, token_entropy
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
-from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, hapo, ppo, preset, reinforce_pp, riskpo, rloo
+from dynascope.rl.presets import (
+    PRESETS,
+    dapo,
+    dr_grpo,
+    grpo,
+    gspo,
+    hapo,
+    ppo,
+    preset,
+    reinforce_pp,
+    relift_rl,
+    riskpo,
+    rloo,
+    simplerl_zoo,
+)
 from dynascope.rl.quantiles import QuantileTracker
 from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk import mvar_advantage, risk_report
@@ -58,10 +72,12 @@ __all__ = [
     "ppo",
     "preset",
     "reinforce_pp",
+    "relift_rl",
     "returns_to_go",
     "risk_report",
     "riskpo",
     "rloo",
+    "simplerl_zoo",
     "token_entropy",
     "unit_rms",
     "whiten",

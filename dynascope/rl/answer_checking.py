@@ -83,7 +83,11 @@ class AnswerChecker:
         if num_workers < 1 or time_limit <= 0:
             raise ValueError(f"num_workers={num_workers} must be at least 1 and time_limit={time_limit} positive")
         self._check, self._limit = check, time_limit
-        self._context = multiprocessing.get_context("spawn")
+        # A server that has loaded this module once forks a replacement in no time; never fork this process, which has threads.
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload([__name__])
         self._workers = [self._started() for _ in range(num_workers)]
         self.num_timeouts = self.num_errors = 0
 

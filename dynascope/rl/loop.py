@@ -105,7 +105,7 @@ def train(
     critic: LinearCritic | None = None,
     keep: Callable[[PolicyBatch], Bool[Tensor, " N"]] | None = None,
     process: Callable[[Tensor, Tensor], Tensor] | None = None,
-    look: Callable[[Step], None] = lambda step: None,
+    look: Callable[[Step], object] = lambda step: None,
 ) -> None:
     """Train `model` in place.
 

@@ -100,6 +100,9 @@ class PolicyObjective:
     kl: tuple[KLTerm, ...] = ()
     entropy_bonus: float = 0.0
     aggregation: Denominator = "seq-mean-token-mean"
+    learns_from_truncated: bool = True
+    """Whether completions cut off at the length limit are in the loss; their rewards count in the group either way. Without
+    them nothing speaks against rambling (2503.18892's `remove_clip`)."""
 
     def having(self, **slots: Any) -> "PolicyObjective":
         """The same method with some slots changed.
@@ -121,7 +124,8 @@ class PolicyObjective:
     def loss_needs(self) -> frozenset[str]:
         """Fields of the batch that `loss` reads beside those of the surrogate."""
         bonus = frozenset({"entropy"} if self.entropy_bonus else ())
-        return _needs(self.clip, *self.adjust, *self.kl) | bonus
+        truncated = frozenset(() if self.learns_from_truncated else {"is_truncated"})
+        return _needs(self.clip, *self.adjust, *self.kl) | bonus | truncated
 
     def advantages(self, batch: PolicyBatch) -> Tensor:
         """The advantage of every completion (N,), or of every token (N, T), from a whole rollout; without a gradient.
@@ -153,6 +157,9 @@ class PolicyObjective:
         Raises ValueError when log-probabilities, advantages or what a slot needs are missing.
         """
         batch.require(self.loss_needs | {"log_probs", "advantage"}, "this objective's loss")
+        if not self.learns_from_truncated:
+            assert batch.is_truncated is not None
+            batch = batch.having(mask=batch.mask & ~batch.is_truncated[:, None])
         assert batch.log_probs is not None
         assert batch.advantage is not None
         behaviour = batch.log_probs.detach() if batch.behaviour_log_probs is None else batch.behaviour_log_probs

@@ -5,6 +5,7 @@ import difflib
 
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
 from dynascope.rl.entropy_aware import entropy_aware
+from dynascope.rl.kl import KLTerm
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.risk_advantage import RiskAdvantage
 
@@ -16,6 +17,11 @@ dapo = grpo.having(clip=(0.2, 0.28), aggregation="token-mean")
 """2503.14476: clip higher, and every token weighs the same. Dropping uniform groups is the loop's `keep`."""
 relift_rl = dr_grpo.having(clip=(None, None), entropy_bonus=1e-3)
 """2506.07527: what its program runs between the steps of fine-tuning, which are `rl.interleave`'s; nothing is clipped."""
+simplerl_zoo = grpo.having(
+    advantage=GroupZScore(eps=1e-6), aggregation="token-mean", kl=(KLTerm("ref", "k3", 1e-4, clamp=10.0),)
+)
+"""2503.18892, appendix A: every token weighs the same, and a weak pull to the start model (1e-3 above 14B parameters). Its
+program averages within micro-batches: `aggregation="microbatch"`."""
 gspo = grpo.having(ratio="sequence", clip=(3e-4, 4e-4))
 """2507.18071, with the clipping ranges of its section 5."""
 rloo = grpo.having(advantage=LeaveOneOut(), aggregation="seq-mean-token-sum")
@@ -34,6 +40,7 @@ PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "dapo": dapo,
+    "simplerl_zoo": simplerl_zoo,
     "gspo": gspo,
     "rloo": rloo,
     "reinforce_pp": reinforce_pp,

@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def simplerl_zoo_config(model_size: float, **changes: Any) -> Any:
+def simplerl_zoo_config(model_size: float | int, **changes: Any) -> Any:
     """The settings of zero RL on open base models (2503.18892, appendix B.5) as a `GRPOConfig`; `model_size` in billions.
 
     1,024 prompts × 8 completions of up to 8,192 tokens, four optimizer steps on them, temperature 1, clip 0.2, every token of

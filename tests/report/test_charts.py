@@ -9,7 +9,7 @@ import pytest
 import vl_convert
 
 from dynascope.record import Record, RecordWriter, Series, open_record
-from dynascope.report.charts import Chart, plan, sections
+from dynascope.report.charts import OWN, Chart, plan, sections
 from dynascope.report.rows import MAX_COLUMNS, MAX_PANELS, MAX_PLACES, MAX_POINTS
 
 
@@ -139,3 +139,22 @@ def test_processes_are_drawn_by_their_mean(make_run: Callable[..., Record]) -> N
 
 def test_an_empty_record_has_no_charts(make_run: Callable[..., Record]) -> None:
     assert sections({"run": make_run({})}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "section"),
+    [
+        ("test/loss", "Loss and learning rate"),
+        ("test/correct", "What the policy can do"),
+        ("rollout/truncated", "Rollouts"),
+        ("policy/clip/high", "Policy updates"),
+        ("demonstrations/used", "Policy updates"),
+        ("gradient_norm", "Gradients"),
+        ("optimizer2/gradients/norm", "Gradients"),
+        ("mine", OWN),
+    ],
+)
+def test_a_series_goes_where_its_whole_name_says_then_its_first_part(
+    name: str, section: str, make_run: Callable[..., Record]
+) -> None:
+    assert list(plan({"run": make_run({name: [1.0]})})) == [section]

@@ -30,6 +30,7 @@ STUDIES = (
     "relift",
     "scan-and-snap",
     "sigma-reparam",
+    "simplerl-zoo",
 )
 
 

@@ -51,7 +51,7 @@ def reinforce(
     evaluation: Evaluation = Evaluation(),
     start: nn.Module | None = None,
     test_task: Task | None = None,
-    look: Callable[[Step], None] = lambda step: None,
+    look: Callable[[Step], object] = lambda step: None,
     **more: Any,
 ) -> None:
     """Train `model` in place with AdamW by `rl.loop.train`, to which `more` goes, and record every step.
