@@ -261,15 +261,20 @@ def study(options: Study) -> int:
 class Compare:
     """Train objectives on equal terms (start models, problems, samples, steps, seeds) and write one page of them.
 
-    Tasks: `arithmetic` takes presets of reinforcement learning (grpo, dr_grpo, dapo, gspo, rloo, …), `arithmetic-pairs`
-    preference losses (dpo, ipo, simpo, …); "all" takes every one. What was trained before with the same settings is kept,
+    Tasks: `arithmetic` and `gsm8k` take presets of reinforcement learning (grpo, dr_grpo, dapo, gspo, rloo, …),
+    `arithmetic-pairs` preference losses (dpo, ipo, simpo, …); "all" takes every one. Sums need nothing but this program;
+    gsm8k wants a folder of problems and one of a model of yours. What was trained before with the same settings is kept,
     so another objective is added at its own cost, and a killed comparison resumes.
     """
 
     objectives: Positional[Annotated[str, arg(metavar="A,B…")]]
     """Objectives with commas; leads are told over the first."""
     task: str = "arithmetic"
-    """arithmetic or arithmetic-pairs."""
+    """arithmetic, arithmetic-pairs or gsm8k."""
+    data: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Of gsm8k: a folder with train.jsonl and test.jsonl."""
+    model: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Of gsm8k: a folder with a model and its tokenizer, as `save_pretrained` leaves them."""
     preset: str = "small"
     """smoke (seconds), small (a minute an objective on a laptop) or large."""
     seeds: Annotated[int, arg(metavar="N")] = 3
@@ -301,6 +306,8 @@ def compare(options: Compare) -> int:
     if names == ["all"] and options.task in TASKS:
         names = list(TASKS[options.task][1])
     overrides = parse_overrides(experiment(names, options.task), options.preset, options.set)
+    folders = {"data": options.data, "model": options.model}
+    overrides |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     done = compare(
         names, options.task, preset=options.preset, seeds=options.seeds, jobs=options.jobs, overrides=overrides
     )
@@ -308,7 +315,7 @@ def compare(options: Compare) -> int:
     if options.json:
         print(json.dumps({**done.as_json(), "page": str(page)}))
     else:
-        print_comparison(done, Console())
+        print_comparison(done, Console(width=None if sys.stdout.isatty() else 140))
         print(f"\npage: {page}")
     return 1 if done.failures else 0
 

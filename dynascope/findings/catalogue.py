@@ -6,15 +6,24 @@ from dynascope.findings.activations import DeadUnits
 from dynascope.findings.attention import EntropyCollapse
 from dynascope.findings.circuits import InContextDescent
 from dynascope.findings.curvature import EdgeOfStability
+from dynascope.findings.demonstrations import ConstantFineTuning
 from dynascope.findings.detector import Detector, Follower
 from dynascope.findings.extreme_tokens import ExtremeTokens
 from dynascope.findings.generalization import DelayedGeneralization, Overfitting
 from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
 from dynascope.findings.loss import LossSpike, Plateau
+from dynascope.findings.policy import OneSidedAdvantages
 from dynascope.findings.preference import SynchronizedLogps
 from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
+from dynascope.findings.zero_rl import (
+    FormatPressure,
+    KeywordIllusion,
+    LengthCollapse,
+    UnhealthyGrowth,
+    UnsuitableQuestions,
+)
 from dynascope.record import Finding, Record
 
 
@@ -36,8 +45,15 @@ def all_detectors() -> Sequence[Detector]:
         Overfitting(),
         DelayedGeneralization(),
         SynchronizedLogps(),
+        OneSidedAdvantages(),
+        ConstantFineTuning(),
         GuessingDetector(),
         RewardSaturationDetector(),
+        UnhealthyGrowth(),
+        LengthCollapse(),
+        FormatPressure(),
+        UnsuitableQuestions(),
+        KeywordIllusion(),
         ThroughputLoss(),
     ]
 

@@ -1,5 +1,11 @@
-"""Parts: preference losses, what they pull on, and their remedies."""
+"""Parts: losses on preferences and demonstrations, what they pull on, and their remedies."""
 
+from dynascope.losses.demonstrations import (
+    DemonstrationLoss,
+    interleaved_sft_loss,
+    sft_loss_from_hidden,
+    token_nll_and_entropy,
+)
 from dynascope.losses.disentangled import (
     DisentangledWeights,
     PairwiseNormalizedPreference,
@@ -23,6 +29,7 @@ from dynascope.losses.token_masks import (
 
 __all__ = [
     "MARGIN_LOSSES",
+    "DemonstrationLoss",
     "DisentangledWeights",
     "MarginLoss",
     "PairwiseNormalizedPreference",
@@ -32,8 +39,11 @@ __all__ = [
     "contrastive_token_mask",
     "disentangled_weights",
     "gradient_contrast_mask",
+    "interleaved_sft_loss",
     "margin_loss",
     "masked_pairs",
     "normalized_weights",
+    "sft_loss_from_hidden",
     "token_log_probs",
+    "token_nll_and_entropy",
 ]

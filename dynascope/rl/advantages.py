@@ -237,3 +237,26 @@ def penalised_rewards(batch: PolicyBatch, kl_coefficient: float) -> Float[Tensor
     assert batch.ref_log_probs is not None
     penalty = kl_coefficient * (batch.behaviour_log_probs - batch.ref_log_probs)
     return token_rewards(batch.rewards, batch.mask, penalty)
+
+
+def center(advantage: Tensor, batch: PolicyBatch) -> Tensor:
+    """A post-processor: less the mean over the rollout, so that as much is pushed up as down. One a completion, or a token.
+
+    >>> riskpo.having(post=(center,))
+    """
+    if advantage.ndim == 1:
+        return advantage - advantage.mean()
+    mean = (advantage * batch.mask).sum() / batch.mask.sum().clamp(min=1)
+    return (advantage - mean) * batch.mask
+
+
+def unit_rms(advantage: Tensor, batch: PolicyBatch) -> Tensor:
+    """A post-processor: over its root mean square, so that objectives with other units take steps of like size.
+
+    All zeros stay.
+
+    >>> riskpo.having(post=(unit_rms,))
+    """
+    squares = advantage.square() if advantage.ndim == 1 else advantage.square()[batch.mask]
+    size = squares.mean().sqrt()
+    return advantage / size.where(size > 0, 1.0)

@@ -153,6 +153,10 @@ class Arithmetic:
         """Tokens of the prompts, padded on the left, and where they are."""
         return encode([one.prompt for one in problems], side="left")
 
+    def completions(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "N T"], Bool[Tensor, "N T"]]:
+        """Tokens of completions that are given, padded on the right, and where they are; the end is added where it lacks."""
+        return encode([text if text.endswith(CHARACTERS[STOP]) else text + CHARACTERS[STOP] for text in texts])
+
     def texts(self, tokens: Int64[Tensor, "N T"]) -> list[str]:
         """What completions say."""
         return decode(tokens)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynascope.rl.arithmetic import PAD, STOP, Arithmetic, encode
+from dynascope.rl.rollout import completion_logits
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,6 @@ def supervised_loss(
 
     >>> supervised_loss(model, *encode(["1+2="], side="left"), *encode(["1+2=3>3$"]))
     """
-    width = completions.shape[1]
-    seen = torch.cat([prompt_mask, torch.ones_like(mask)], 1)
-    positions = (seen.long().cumsum(1) - 1).clamp(min=0)
-    ids = torch.cat([prompts, completions], 1)
-    logits = model(input_ids=ids, attention_mask=seen.long(), position_ids=positions, use_cache=False).logits
-    by_token = nn.functional.cross_entropy(logits[:, -width - 1 : -1].mT, completions, reduction="none")
+    logits = completion_logits(model, prompts, prompt_mask, completions)
+    by_token = nn.functional.cross_entropy(logits.mT, completions, reduction="none")
     return (by_token * mask).sum() / mask.sum()

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-_BY_TOKEN = ("log_probs", "behaviour_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values", "tokens")
+_BY_TOKEN = (
+    "log_probs", "behaviour_log_probs", "sampling_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values", "tokens",
+)  # fmt: skip
 _BY_TOKEN_AND_MORE = ("hidden", "logits", "ref_logits", "teacher_logits")
 _BY_COMPLETION = ("rewards", "group_ids", "correct", "is_truncated")
 
@@ -34,6 +36,8 @@ class PolicyBatch:
     """(N,), integers: completions of one prompt share a number."""
     behaviour_log_probs: Tensor | None = None
     """(N, T), of the policy that sampled; None says that it is the current one (one optimizer step a rollout)."""
+    sampling_log_probs: Tensor | None = None
+    """(N, T), of the distribution that was really drawn from, where a sampler changed the policy's."""
     log_probs: Tensor | None = None
     """(N, T), of the policy that is trained."""
     advantage: Tensor | None = None

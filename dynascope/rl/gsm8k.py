@@ -121,6 +121,13 @@ class WordProblems:
         tokens = torch.tensor([[self.pad_token] * (width - len(one)) + one for one in ids])
         return tokens, torch.arange(width) >= width - torch.tensor([[len(one)] for one in ids])
 
+    def completions(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "N T"], Bool[Tensor, "N T"]]:
+        """Tokens of completions that are given, each with its end, padded on the right, and where they are."""
+        ids = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_token] for text in texts]
+        width = max(map(len, ids))
+        tokens = torch.tensor([one + [self.pad_token] * (width - len(one)) for one in ids])
+        return tokens, torch.arange(width) < torch.tensor([[len(one)] for one in ids])
+
     def texts(self, tokens: Int64[Tensor, "N T"]) -> list[str]:
         """What completions say."""
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from dynascope.rl.advantages import penalised_rewards, returns_to_go
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.critic import LinearCritic
-from dynascope.rl.monitors import watch_rollout
+from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
 from dynascope.rl.rewards import Reward, evaluate_rewards
 from dynascope.rl.rollout import Rollout, sample, score
@@ -85,6 +85,10 @@ class Step:
     rollout: Rollout
     batch: PolicyBatch
     metrics: Metrics
+    drawn: Sequence[Any] = ()
+    """Every problem of the rollout, one a completion; `problems` are those that `keep` left."""
+    drawn_correct: Tensor | None = None
+    """Whether each of these completions was right, bool."""
 
 
 def train(
@@ -144,8 +148,10 @@ def train(
         kept = torch.ones_like(correct) if keep is None else keep(batch)
         batch, rollout = batch.select(kept), rollout.select(kept)
         if len(batch):
-            batch = batch.having(advantage=objective.advantages(batch))
-            metrics = {**metrics, **update(model, objective, rollout, batch, optimizer, config, generator)}
+            advantage = objective.advantages(batch)
+            batch = batch.having(advantage=advantage)
+            pushed = {**watch_advantages(rollout, advantage), **objective.rollout_metrics}
+            metrics = {**metrics, **pushed, **update(model, objective, rollout, batch, optimizer, config, generator)}
             if critic is not None and batch.hidden is not None:
                 coefficient = getattr(objective.advantage, "kl_coefficient", 0.0)
                 critic.fit(batch.hidden, returns_to_go(penalised_rewards(batch, coefficient), batch.mask), batch.mask)
@@ -162,6 +168,8 @@ def train(
                 rollout,
                 batch,
                 metrics,
+                problems,
+                correct,
             )
         )
 

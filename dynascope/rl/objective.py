@@ -39,6 +39,8 @@ class LossView:
     low: Bound = None
     high: Bound = None
     _known: dict[Any, Any] = field(default_factory=dict)
+    told: dict[str, Tensor] = field(default_factory=dict)
+    """What slots had to tell."""
 
     def once(self, signal: Callable[["LossView"], T]) -> T:
         """`signal(self)`, computed at most once a minibatch, so that several slots can share it.
@@ -50,9 +52,17 @@ class LossView:
         known: T = self._known[signal]
         return known
 
+    def tell(self, name: str, value: Tensor) -> None:
+        """Put a number, on the device and without a gradient, among the loss's metrics.
+
+        >>> view.tell("redistribution/moved", has_moved.float().mean())
+        """
+        self.told[name] = value
+
 
 Advantage: TypeAlias = Callable[[PolicyBatch], Tensor]
-"""From a rollout to an advantage (N,) or (N, T). An object with a state keeps it itself, and has `state_dict`."""
+"""From a rollout to an advantage (N,) or (N, T). An object with a state keeps it itself, and has `state_dict`; one that has
+something to tell of the last rollout has it as `metrics`."""
 PostProcessor: TypeAlias = Callable[[Tensor, PolicyBatch], Tensor]
 """From a rollout's advantages and batch to advantages."""
 Clip: TypeAlias = Callable[[LossView], tuple[Bound, Bound]]
@@ -125,6 +135,14 @@ class PolicyObjective:
                 advantage = process(advantage, batch)
         return advantage
 
+    @property
+    def rollout_metrics(self) -> Metrics:
+        """What slots have to tell of the last rollout: the `metrics` of those that have some."""
+        told: dict[str, Tensor] = {}
+        for slot in (self.advantage, *self.post):
+            told |= getattr(slot, "metrics", {})
+        return told
+
     def loss(self, batch: PolicyBatch) -> tuple[Float[Tensor, ""], Metrics]:
         """The loss of a minibatch, to be minimised, and what happened in it.
 
@@ -188,6 +206,7 @@ class PolicyObjective:
             "policy_loss": policy_loss.detach(),
             **averaged,
             "ratio/max_log": log_ratio.abs().amax(),
+            **view.told,
             **{name: one.detach() for name, one in divergences.items()},
         }
 

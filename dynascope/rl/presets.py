@@ -4,7 +4,9 @@ import copy
 import difflib
 
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
+from dynascope.rl.entropy_aware import entropy_aware
 from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.risk_advantage import RiskAdvantage
 
 grpo = PolicyObjective()
 """2402.03300, without its KL term: `grpo.having(kl=(KLTerm(coefficient=0.04),))` has it."""
@@ -12,6 +14,8 @@ dr_grpo = grpo.having(advantage=GroupZScore(std="none"), aggregation="max-length
 """2503.20783: neither the deviation nor a completion's length in a denominator."""
 dapo = grpo.having(clip=(0.2, 0.28), aggregation="token-mean")
 """2503.14476: clip higher, and every token weighs the same. Dropping uniform groups is the loop's `keep`."""
+relift_rl = dr_grpo.having(clip=(None, None), entropy_bonus=1e-3)
+"""2506.07527: what its program runs between the steps of fine-tuning, which are `rl.interleave`'s; nothing is clipped."""
 gspo = grpo.having(ratio="sequence", clip=(3e-4, 4e-4))
 """2507.18071, with the clipping ranges of its section 5."""
 rloo = grpo.having(advantage=LeaveOneOut(), aggregation="seq-mean-token-sum")
@@ -20,6 +24,11 @@ reinforce_pp = grpo.having(advantage=WhitenedReturns())
 """2501.03262: no groups; KL to the start model in the reward."""
 ppo = reinforce_pp.having(advantage=GAE(), aggregation="token-mean")
 """1707.06347 with a critic."""
+hapo = entropy_aware(dapo)
+"""2509.16591: rewards compared by tokens, advantages and clip by entropy. Its sampler is `train(process=AdaptiveTemperature())`;
+the released recipe also has `dual_clip=10.0`."""
+riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
+"""2510.00911: a mixed value at risk of bundled rewards instead of their mean. It has a state: `preset` gives a fresh one."""
 
 PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
@@ -29,6 +38,8 @@ PRESETS: dict[str, PolicyObjective] = {
     "rloo": rloo,
     "reinforce_pp": reinforce_pp,
     "ppo": ppo,
+    "hapo": hapo,
+    "riskpo": riskpo,
 }
 
 

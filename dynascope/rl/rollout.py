@@ -60,6 +60,7 @@ class Rollout:
             "rewards": rewards,
             "group_ids": self.group_ids,
             "behaviour_log_probs": self.behaviour_log_probs,
+            "sampling_log_probs": self.sampling_log_probs,
             "tokens": self.tokens,
             "is_truncated": self.is_truncated,
             "max_length": self.max_length,
@@ -179,19 +180,15 @@ def score(
     if unknown:
         raise ValueError(f"score knows entropy, logits, hidden and unembedding, not {', '.join(sorted(unknown))}")
     width = rollout.tokens.shape[1]
-    is_padded = not bool(rollout.prompt_mask.all()) if rollout.prompts.device.type == "cpu" else True
-    seen = torch.cat([rollout.prompt_mask, torch.ones_like(rollout.mask)], 1) if is_padded else None
-    inputs = _inputs(torch.cat([rollout.prompts, rollout.tokens], 1), seen)
     caught: list[Tensor] = []
     wants_hidden = not {"hidden", "unembedding"}.isdisjoint(also)
     head: Any = model.get_output_embeddings() if wants_hidden else None  # type: ignore[operator]
     hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0])) if wants_hidden else None
     try:
-        output = model(**inputs, use_cache=False, **_last_logits(model, width + 1))
+        logits = completion_logits(model, rollout.prompts, rollout.prompt_mask, rollout.tokens).float()
     finally:
         if hook is not None:
             hook.remove()
-    logits = output.logits[:, -width - 1 : -1].float()
     if rollout.temperature != 1.0:
         logits = logits / rollout.temperature
     told = {"log_probs": -nn.functional.cross_entropy(logits.mT, rollout.tokens, reduction="none")}
@@ -205,6 +202,24 @@ def score(
     if wants_hidden:
         told |= {"hidden": caught[0][:, -width - 1 : -1], "unembedding": head.weight}
     return told
+
+
+def completion_logits(
+    model: nn.Module,
+    prompts: Int[Tensor, "N P"],
+    prompt_mask: Bool[Tensor, "N P"],
+    completions: Int[Tensor, "N T"],
+) -> Float[Tensor, "N T vocabulary"]:
+    """The logits that predict each token of completions, padded on the right, behind prompts padded on the left.
+
+    >>> log_probs = completion_logits(model, prompts, prompt_mask, completions).log_softmax(-1)
+    """
+    width = completions.shape[1]
+    is_padded = not bool(prompt_mask.all()) if prompts.device.type == "cpu" else True
+    seen = torch.cat([prompt_mask, torch.ones_like(completions).bool()], 1) if is_padded else None
+    inputs = _inputs(torch.cat([prompts, completions], 1), seen)
+    logits: Tensor = model(**inputs, use_cache=False, **_last_logits(model, width + 1)).logits
+    return logits[:, -width - 1 : -1]
 
 
 def _inputs(ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

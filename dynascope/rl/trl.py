@@ -70,6 +70,9 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             **everyone,
         )
         advantage = self.objective.advantages(batch)
+        mode = "train" if self.model.training else "eval"
+        for name, value in self.objective.rollout_metrics.items():
+            self._metrics[mode][name].append(value.item())
         start = self.accelerator.process_index * len(mask)
         own = slice(start, start + len(mask))
         advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]

@@ -1,5 +1,8 @@
-"""A tiny Llama made from a config, and a tokenizer of characters."""
+"""A tiny Llama made from a config, a tokenizer of characters, and two processes."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,3 +38,13 @@ def character_tokenizer() -> Any:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = tokenizers.decoders.Fuse()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=" ", eos_token="$")
+
+
+@pytest.fixture(scope="session")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+    """What each of two processes worked out in `distributed_statistics.py`."""
+    folder, script = tmp_path_factory.mktemp("ranks"), Path(__file__).with_name("distributed_statistics.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(script), str(folder)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]

@@ -49,6 +49,7 @@ def told(objective: PolicyObjective, seen: PolicyBatch) -> tuple[Tensor, Tensor]
     return loss.detach(), gradient
 
 
+@pytest.mark.filterwarnings("ignore:only .* bundles lie below")
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_gives_a_finite_loss_and_moves_only_tokens_that_count(name: str) -> None:
     seen = batch()

@@ -1,5 +1,6 @@
 """Presets equal TRL's own losses on the same batch, and TRL's trainer runs any objective."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,12 @@ def test_a_preset_is_trls_loss(
     ("objective", "changes"),
     [
         ("dapo", {"num_iterations": 2}),
+        ("riskpo", {}),
+        ("hapo", {"num_iterations": 2}),
         (reinforce_pp, {"beta": 1e-3}),
         (grpo.having(kl=(KLTerm("ref", "k2", 0.1),), entropy_bonus=1e-3), {"beta": 1e-3, "num_iterations": 2}),
     ],
-    ids=["dapo", "reinforce_pp", "grpo with k2"],
+    ids=["dapo", "riskpo", "hapo", "reinforce_pp", "grpo with k2"],
 )
 def test_trls_trainer_runs_it(
     objective: Any, changes: dict[str, Any], tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
@@ -174,3 +177,27 @@ def test_what_trl_cannot_give_is_told(tiny_llama: Any, character_tokenizer: Any,
         make(grpo.having(kl=(KLTerm("teacher", "k2"),)))
     with pytest.raises(ValueError, match="set beta"):
         make(reinforce_pp.having(advantage=WhitenedReturns(1e-3)))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_trl_trains_the_same_with_shared_prompts(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, beta: float
+) -> None:
+    from dynascope.rl.trl_shared_prefix import SharedPromptsMixin
+
+    calls = []
+
+    class Sharing(SharedPromptsMixin, trl.GRPOTrainer):  # type: ignore[misc, name-defined]
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    ends = []
+    for kind in (trl.GRPOTrainer, Sharing):
+        torch.manual_seed(0)
+        model = copy.deepcopy(tiny_llama)
+        one = trainer(kind, model, character_tokenizer, settings(tmp_path / kind.__name__, beta=beta, seed=1))
+        one.train()
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert calls
+    assert torch.allclose(*ends, atol=2e-5)

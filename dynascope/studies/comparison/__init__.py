@@ -47,6 +47,8 @@ def compare(
     >>> compare(["grpo", "dapo"], preset="smoke", seeds=1).measure("dapo", "correct")
     """
     arms = experiment(objectives, task)
+    if task == "gsm8k" and not {"data", "model"} <= set(overrides or {}):
+        raise ValueError("task gsm8k wants a folder of problems and one of a model: --data DIR --model DIR")
     trained = train_arms(arms, preset=preset, seeds=seeds, jobs=jobs, overrides=overrides, root=root)
     finished = Comparison(
         task, preset, tuple(objectives), trained.runs, trained.folder, trained.failures, trained.wall_seconds

@@ -18,7 +18,7 @@ RESULT = "comparison.json"
 
 def at_end(record: Record, name: str) -> float:
     """The last value of a test's series, or the mean of the last tenth of a noisy one; NaN where it was not recorded."""
-    if name not in record:
+    if name not in record or not record[name].size:
         return float("nan")
     values = record[name].values
     return float(values[-1] if name.startswith("test/") else np.mean(values[-max(1, len(values) // 10) :]))

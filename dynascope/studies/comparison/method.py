@@ -1,13 +1,15 @@
 """Objectives on equal terms: the same start models, problems, samples, optimizer steps and seeds; the objective alone differs.
 
-Two tasks, both of sums with written steps. `arithmetic` is reinforcement learning: a policy draws answers and is rewarded for
-right ones. `arithmetic-pairs` is preference learning: the start model draws once, a right answer and a wrong one of the same
-problem make a pair, and the policy never draws again while it trains. Both are tested alike.
+Tasks of sums with written steps: `arithmetic` is reinforcement learning: a policy draws answers and is rewarded for right ones.
+`arithmetic-pairs` is preference learning: the start model draws once, a right answer and a wrong one of the same problem make a
+pair, and the policy never draws again while it trains. Both are tested alike. `gsm8k` is reinforcement learning on real word
+problems from a folder, with a model from a folder.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ from dynascope.losses.preference import MARGIN_LOSSES, PreferencePairs, margin_l
 from dynascope.record import Series
 from dynascope.rl.arithmetic import Arithmetic
 from dynascope.rl.base_model import BaseModel
-from dynascope.rl.loop import LoopConfig, draw_rollout
+from dynascope.rl.gsm8k import WordProblems, read_gsm8k
+from dynascope.rl.loop import LoopConfig, Task, draw_rollout
 from dynascope.rl.presets import PRESETS, preset
 from dynascope.rl.rollout import Rollout, score
 from dynascope.studies.harness import StudyRecord
@@ -47,6 +50,14 @@ class Config:
     test_problems: int = 128
     test_samples: int = 16
     test_every: int = 10
+    data: str = ""
+    """Of gsm8k: a folder with train.jsonl and test.jsonl."""
+    model: str = ""
+    """Of gsm8k: a folder with a causal language model and its tokenizer, as `save_pretrained` leaves them."""
+    teacher: str = ""
+    """Of gsm8k: likewise, for objectives that have a teacher; it must have the model's vocabulary."""
+    max_new_tokens: int = 256
+    """Of gsm8k."""
 
     @property
     def task(self) -> Arithmetic:
@@ -65,25 +76,62 @@ class Config:
 
 
 def train_policy(config: Config, arm: str, seed: int, record: StudyRecord) -> None:
-    """Reinforcement learning with the preset `arm`."""
+    """Reinforcement learning on sums with the preset `arm`."""
+
+    def start() -> nn.Module:
+        return start_model(record, config.start, seed)
+
+    def teacher() -> nn.Module:
+        return start_model(record, dataclasses.replace(config.start, num_steps=config.teacher_steps), seed)
+
+    train_on(config, arm, seed, record, config.task, start, teacher)
+
+
+def train_words(config: Config, arm: str, seed: int, record: StudyRecord) -> None:
+    """Reinforcement learning on word problems with the preset `arm`, tested on problems that training never sees."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+    def load(folder: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model, local_files_only=True)
+    task, test = (
+        WordProblems(read_gsm8k(config.data, split), tokenizer, config.max_new_tokens) for split in ("train", "test")
+    )
+    teacher = (lambda: load(config.teacher)) if config.teacher else (lambda: None)
+    train_on(config, arm, seed, record, task, lambda: load(config.model), teacher, test)
+
+
+def train_on(
+    config: Config,
+    arm: str,
+    seed: int,
+    record: StudyRecord,
+    task: Task,
+    start: Callable[[], nn.Module],
+    teacher: Callable[[], nn.Module | None],
+    test_task: Task | None = None,
+) -> None:
+    """Reinforcement learning on any task, from any start."""
     objective = preset(arm)
     needs = objective.rollout_needs | objective.loss_needs
-    start = start_model(record, config.start, seed)
-    teacher = None
-    if not needs.isdisjoint({"teacher_log_probs", "teacher_logits"}):
-        teacher = start_model(record, dataclasses.replace(config.start, num_steps=config.teacher_steps), seed)
+    before = start()
     reinforce(
         record,
-        start_model(record, config.start, seed),
+        start(),
         objective,
-        config.task,
+        task,
         LoopConfig(config.num_steps, config.num_prompts, config.num_samples, config.num_minibatches),
         lr=config.lr,
         seed=seed,
         evaluation=config.evaluation,
-        start=start,
-        ref_model=start,
-        teacher=teacher,
+        start=before,
+        test_task=test_task,
+        ref_model=before,
+        teacher=None if needs.isdisjoint({"teacher_log_probs", "teacher_logits"}) else teacher(),
     )
 
 
@@ -136,6 +184,7 @@ def log_probs(model: nn.Module, rollout: Rollout) -> Tensor:
 TASKS: Mapping[str, tuple[Callable[[Config, str, int, StudyRecord], None], tuple[str, ...]]] = {
     "arithmetic": (train_policy, tuple(PRESETS)),
     "arithmetic-pairs": (train_pairs, tuple(MARGIN_LOSSES)),
+    "gsm8k": (train_words, tuple(PRESETS)),
 }
 """What trains on a task, and the objectives that it takes."""
 

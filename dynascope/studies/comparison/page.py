@@ -18,18 +18,23 @@ from dynascope.studies.comparison.measures import Comparison, Estimate
 from dynascope.studies.harness.curves import Rows, curves
 
 COLUMNS = {
-    "correct": "right answers",
-    "pass_at_most": "right in all tries",
-    "chain": "right chains",
+    "correct": "right",
+    "pass_at_most": "pass@most",
+    "chain": "chains",
     "length": "tokens",
-    "kl_start": "KL to start (nats)",
-    "entropy": "entropy (nats)",
+    "kl_start": "KL",
+    "entropy": "entropy",
     "clipped": "clipped",
     "tokens_per_second": "tokens/s",
 }
+EXPLAINED = (
+    "right: share of right answers at the end; pass@most: chance that one of the most tries is right; chains: share whose "
+    "every step is right; KL to the start model and entropy in nats a token; ±: half the 95 % interval over seeds "
+    "(Student's t); leads are of right answers over the first objective, paired by seeds"
+)
 
 CURVES = {
-    "Reward": ("Learning", "rollout/reward", "Mean over a rollout."),
+    "Reward": ("Learning", "rollout/reward", "Of a rollout."),
     "Loss": ("Learning", "loss", "Of the pairs of a step; losses of different objectives are no rivals."),
     "Right answers": ("Learning", "test/correct", "Share, on problems that are always the same."),
     "Right chains": ("Learning", "test/chain", "Share of answers whose every step is right."),
@@ -52,10 +57,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(f"[bold]{comparison.task}[/], preset {comparison.preset}, {len(comparison.runs)} seeds")
     if any(comparison.runs):
         console.print(f"right answers before training: {comparison.start:.3f}\n", highlight=False)
-    table = Table("objective", *_shown(comparison).values(), "lead over the first", box=None, header_style="bold")
+    table = Table(
+        "objective", *_shown(comparison).values(), "lead", box=None, header_style="bold", padding=(0, 1, 0, 0)
+    )
     for row in _rows(comparison):
         table.add_row(*row)
     console.print(table, highlight=False)
+    console.print(EXPLAINED, style="dim", highlight=False)
     for unit, why in comparison.failures.items():
         console.print(f"{unit} failed: {why}", style="red", markup=False)
 
@@ -84,9 +92,15 @@ def _rows(comparison: Comparison) -> list[list[str]]:
 def _told(estimate: Estimate | None, sign: str = "") -> str:
     if estimate is None:
         return "–"
-    if estimate.ci95 is None:
-        return f"{estimate.mean:{sign}.3g}"
-    return f"{estimate.mean:{sign}.3g} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.2g}"
+    mean = _short(estimate.mean, sign)
+    return mean if estimate.ci95 is None else f"{mean}±{_short((estimate.ci95[1] - estimate.ci95[0]) / 2)}"
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Few characters: 0.031 as .031, and 10315 as 10.3k."""
+    if abs(value) >= 1000:
+        return f"{value / 1000:{sign}.3g}k"
+    return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.3g}"
 
 
 def write_comparison(comparison: Comparison, output: str | Path) -> Path:
@@ -111,7 +125,9 @@ def figures(comparison: Comparison) -> list[Section]:
     for title, (section, series, subtitle) in CURVES.items():
         rows = _mean_and_band(comparison, series)
         if rows:
-            sections.setdefault(section, []).append(draw(title, subtitle, rows, _lines(comparison)))
+            sections.setdefault(section, []).append(
+                draw(title, f"{subtitle} Mean and range over seeds.", rows, _lines(comparison))
+            )
     if any(comparison.runs):
         sections["Learning"].append(_pass_at_k(comparison))
     return [Section(title, charts) for title, charts in sections.items()]
@@ -135,7 +151,7 @@ def _mean_and_band(comparison: Comparison, series: str, k: str = "step") -> Rows
 
 def _colour(names: Sequence[str]) -> dict[str, Any]:
     """A colour an objective, and dashes where there are more objectives than colours."""
-    legend = alt.Legend(orient="top", columns=4)
+    legend = alt.Legend(orient="top", columns=4, symbolOpacity=1, symbolType="stroke")
     colours = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
     dashes = [[1, 0] if place < len(PALETTE) else [4, 2] for place in range(len(names))]
     return {
@@ -172,7 +188,8 @@ def _pass_at_k(comparison: Comparison) -> Chart:
         for k, value in zip(starts[0].k.values, before, strict=True)
     ]
     chart = alt.Chart().mark_line(point=True)
-    x = alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)")
+    ks = [int(k) for k in starts[0].k.values]
+    x = alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)", axis=alt.Axis(values=ks, format="d"))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     told = _colour([*comparison.objectives, "before training"])
     return draw("pass@k", "Chance that one of k answers is right, at the end.", rows, chart.encode(x=x, y=y, **told))
@@ -190,14 +207,11 @@ def _facts(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    heads = ["objective", *_shown(comparison).values(), "lead over the first"]
+    heads = ["objective", *_shown(comparison).values(), "lead"]
     rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in _rows(comparison)]
     failed = "".join(f"<p>{html.escape(f'{unit} failed: {why}')}</p>" for unit, why in comparison.failures.items())
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    told = (
-        "<p>At the end of training; means over seeds ± half the 95 % interval (Student's t). "
-        "Leads are of right answers, paired by seeds.</p>"
-    )
+    told = f"<p>{html.escape(EXPLAINED)}.</p>"
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<section id="result"><h2>Result</h2>{told}<table><tr>{head}</tr>{body}</table>{failed}</section>'
 
@@ -205,7 +219,7 @@ def _table(comparison: Comparison) -> str:
 def _first_page(title: str, comparison: Comparison) -> dict[str, Any]:
     page = TextPage(title)
     page.add(f"preset {comparison.preset}, {len(comparison.runs)} seeds", colour=QUIET)
-    heads = [*_shown(comparison).values(), "lead over the first"]
+    heads = [*_shown(comparison).values(), "lead"]
     for name, *cells in _rows(comparison):
         page.add("")
         page.add(name)

@@ -25,6 +25,9 @@ STUDIES = (
     "mamba-icl-outliers",
     "mesa-optimization",
     "neural-tangent-kernel",
+    "prefix-grouper",
+    "riskpo",
+    "relift",
     "scan-and-snap",
     "sigma-reparam",
 )

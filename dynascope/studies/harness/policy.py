@@ -49,6 +49,7 @@ def reinforce(
     seed: int,
     evaluation: Evaluation = Evaluation(),
     start: nn.Module | None = None,
+    test_task: Task | None = None,
     look: Callable[[Step], None] = lambda step: None,
     **more: Any,
 ) -> None:
@@ -56,7 +57,8 @@ def reinforce(
 
     Recorded at each step: what `watch_rollout` and the objective tell, `gradient_norm` and `rollout/tokens_per_second` (of
     the whole step, tests not counted). Tests see the same problems whenever they are asked, and draw from a generator of
-    their own, so that they change nothing in training; their step is the number of steps taken before.
+    their own, so that they change nothing in training; their step is the number of steps taken before. Their problems come
+    from `test_task`, or from the task itself, whose problems are drawn at random.
 
     - `test/correct`: share of right answers at the training temperature.
     - `test/pass_at_k` (k): unbiased, over powers of two.
@@ -71,7 +73,7 @@ def reinforce(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
 
     def test(taken: int) -> None:
-        record.add(taken, measure_policy(model, task, evaluation, loop.temperature, start))
+        record.add(taken, measure_policy(model, test_task or task, evaluation, loop.temperature, start))
 
     test(0)
     started = time.perf_counter()

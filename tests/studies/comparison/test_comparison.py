@@ -25,6 +25,22 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return compare(["grpo", "gspo"], preset="smoke", seeds=2, jobs=1, root=tmp_path_factory.mktemp("policies"))
 
 
+@pytest.fixture
+def character_model(tmp_path: Path) -> Path:
+    """A folder with a tiny Llama and a tokenizer of characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    characters = [" ", "$", *"abcdefghijklmnopqrstuvwxyzAQ:?0123456789#"]
+    tokenizer = Tokenizer(models.WordLevel({one: place for place, one in enumerate(characters)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    folder = tmp_path / "model"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=" ", eos_token="$").save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(characters), **sizes)).save_pretrained(folder)
+    return folder
+
+
 def fabricated(folder: Path, correct: list[float], chosen: float = 0.0) -> None:
     """A record that a run of this share of right answers would have left."""
     with RecordWriter(folder) as record:
@@ -115,7 +131,7 @@ def test_pairs_come_of_problems_with_both_kinds_of_answers() -> None:
 
 def test_the_page_stands_alone_and_escapes(policies: Comparison, tmp_path: Path) -> None:
     page = write_comparison(policies, tmp_path / "page.html").read_text()
-    assert "lead over the first" in page
+    assert "paired by seeds" in page
     assert "pass@k" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert len(list(write_comparison(policies, tmp_path / "pictures").glob("*.png"))) >= 10
@@ -148,7 +164,7 @@ def test_the_command_prints_json_and_writes_a_page(
         (["grp"], "arithmetic", "did you mean 'grpo'"),
         (["dpo"], "arithmetic", "no objective 'dpo'"),
         (["grpo", "grpo"], "arithmetic", "twice"),
-        (["grpo"], "chess", "there are arithmetic, arithmetic-pairs"),
+        (["grpo"], "chess", "there are arithmetic, arithmetic-pairs, gsm8k"),
     ],
 )
 def test_what_is_not_there_is_told_in_one_line(objectives: list[str], task: str, message: str) -> None:
@@ -159,6 +175,22 @@ def test_what_is_not_there_is_told_in_one_line(objectives: list[str], task: str,
 def test_every_objective_can_be_compared() -> None:
     assert set(experiment(list(PRESETS), "arithmetic").arms) == set(PRESETS)
     assert set(experiment(list(MARGIN_LOSSES), "arithmetic-pairs").arms) == set(MARGIN_LOSSES)
+
+
+def test_word_problems_with_a_model_from_a_folder(tmp_path: Path, character_model: Path) -> None:
+    problems = [{"question": f"{one} and {one}?", "answer": f"so #### {2 * one}"} for one in range(1, 9)]
+    for split, rows in (("train", problems[:4]), ("test", problems[4:])):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    folders = {"data": str(tmp_path), "model": str(character_model)}
+    few = {"num_steps": 1, "test_problems": 2, "max_new_tokens": 4}
+    done = compare(
+        ["grpo"], "gsm8k", preset="smoke", seeds=1, jobs=1, overrides={**folders, **few}, root=tmp_path / "runs"
+    )
+    assert not done.failures
+    assert done.measure("grpo", "correct") is not None
+    assert done.measure("grpo", "chain") is None
+    with pytest.raises(ValueError, match="--data DIR --model DIR"):
+        compare(["grpo"], "gsm8k", preset="smoke", root=tmp_path)
 
 
 def test_every_preset_takes_real_steps(tmp_path: Path) -> None:

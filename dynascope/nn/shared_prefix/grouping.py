@@ -1,0 +1,52 @@
+"""Which sequences of a batch begin alike, when nobody said so."""
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+
+def automatic_prefix_groups(
+    input_ids: Int[Tensor, "N S"], attention_mask: Shaped[Tensor, "N S"], *, min_shared: int = 16
+) -> list[tuple[Int[Tensor, " rows"], int]]:
+    """Sequences that share their first tokens, as (row numbers, tokens shared); others are groups of their own.
+
+    A group's members agree in at least `min_shared` tokens, and each keeps a token behind what is shared. Sequences are
+    sorted, so that neighbours share most: a group ends where the next one shares fewer. Rows are padded on either side.
+
+    Raises ValueError for `min_shared` below 1, or a row without a token.
+
+    >>> automatic_prefix_groups(torch.tensor([[5, 6, 7], [1, 2, 3], [5, 6, 8]]), torch.ones(3, 3), min_shared=2)
+    [(tensor([1]), 2), (tensor([0, 2]), 2)]
+    """
+    if min_shared < 1:
+        raise ValueError(f"min_shared={min_shared} must be at least 1")
+    mask = attention_mask.bool()
+    lengths = mask.sum(1)
+    if not bool(lengths.all()):
+        raise ValueError("a row has no token; leave it out")
+    # Tokens first, then padding: a stable sort of the mask brings padding on the left to the right.
+    order = (~mask).int().argsort(dim=1, stable=True)
+    tokens = input_ids.gather(1, order).masked_fill(~mask.gather(1, order), -1)
+    rows = _sorted_rows(tokens)
+    lined, kept = tokens[rows], lengths[rows]
+    agree = (lined[1:] == lined[:-1]).int().cumprod(1).sum(1)
+    agree = torch.minimum(agree, torch.minimum(kept[1:], kept[:-1]) - 1)
+
+    groups: list[tuple[Tensor, int]] = []
+    members, shared = [0], int(kept[0]) - 1
+    for number, common in enumerate(agree.tolist(), 1):
+        if common >= min_shared:
+            members.append(number)
+            shared = min(shared, common)
+        else:
+            groups.append((rows[members].sort().values, max(1, shared)))
+            members, shared = [number], int(kept[number]) - 1
+    return [*groups, (rows[members].sort().values, max(1, shared))]
+
+
+def _sorted_rows(tokens: Tensor) -> Tensor:
+    """Row numbers in the order of dictionaries: from the last column to the first, each sort keeps what it finds."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    for column in reversed(range(tokens.shape[1])):
+        rows = rows[tokens[rows, column].argsort(stable=True)]
+    return rows

@@ -1,0 +1,82 @@
+"""Figures of `riskpo`: entropy over training, what several tries solve, and the quantiles that are tracked."""
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from dynascope.report import Chart, draw
+from dynascope.studies.harness import Runs
+from dynascope.studies.harness.curves import curves
+
+ARMS = {
+    "grpo-sequence": "GRPO, sequence ratio",
+    "grpo": "GRPO, token ratio",
+    "riskpo": "RiskPO",
+    "riskpo-centred": "RiskPO, centred",
+    "riskpo-unit": "RiskPO, unit size",
+    "seeking": "risk-seeking",
+}
+
+
+def figures(runs: Sequence[Runs]) -> list[Chart]:
+    """Entropy and Pass@k against GRPO, and the tracker."""
+    return [entropies(runs), tries(runs), quantiles(runs)]
+
+
+def entropies(runs: Sequence[Runs]) -> Chart:
+    """Entropy of a token, by objective."""
+    rows = [row for arm, shown in ARMS.items() for row in curves(runs, arm, {"policy/entropy": shown})]
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_line(strokeWidth=1.6)
+        .encode(
+            x=alt.X("step:Q", title="rollout"),
+            y=alt.Y("mean(value):Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
+        )
+    )
+    return draw("What each objective leaves of the entropy", "Mean over seeds.", rows, chart)
+
+
+def tries(runs: Sequence[Runs]) -> Chart:
+    """Pass@k at the end, by objective."""
+    rows = [
+        {"k": int(k), "solved": float(value), "what": shown}
+        for records in runs
+        for arm, shown in ARMS.items()
+        if arm in records
+        for k, value in zip(
+            records[arm]["test/pass_at_k"].k.values, records[arm]["test/pass_at_k"].values[-1], strict=True
+        )
+    ]
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_line(point=True, strokeWidth=1.6)
+        .encode(
+            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="tries k"),
+            y=alt.Y("mean(solved):Q", title="Pass@k after training", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
+        )
+    )
+    return draw("What several tries solve", "Mean over seeds.", rows, chart)
+
+
+def quantiles(runs: Sequence[Runs]) -> Chart:
+    """Tracked quantiles of bundle scores, first seed."""
+    series = runs[0]["riskpo"]["risk/quantile"]
+    rows = [
+        {"step": int(step), "level": float(level), "score": float(value)}
+        for step, values in zip(series.step.values, series.values, strict=True)
+        for level, value in zip(series.level.values, values, strict=True)
+        if round(100 * float(level)) in (5, 20, 35, 50, 65, 80, 95)
+    ]
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_line(strokeWidth=1.4)
+        .encode(
+            x=alt.X("step:Q", title="rollout"),
+            y=alt.Y("score:Q", title="right answers in a bundle", scale=alt.Scale(zero=False)),
+            color=alt.Color("level:O", title="level", scale=alt.Scale(scheme="viridis")),
+        )
+    )
+    return draw("Quantiles of bundle scores, as they are tracked", "RiskPO, first seed.", rows, chart)

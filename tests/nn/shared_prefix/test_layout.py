@@ -1,0 +1,122 @@
+"""Where tokens lie in packed rows, what predicts what, and what is saved."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dynascope.nn.shared_prefix import SharedPrefix, automatic_prefix_groups, estimate_savings
+
+
+def test_a_row_by_hand(make: Callable[..., SharedPrefix]) -> None:
+    layout = make([3], [2], [2, 1])
+    assert layout.segment_ids.tolist() == [[0, 0, 0, 1, 1, 2]]
+    assert layout.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert layout.target_index.tolist() == [[2, 3], [2, 0]]
+    assert layout.logit_positions.tolist() == [2, 3]
+    rows = layout.pack(torch.tensor([[7, 8, 9]]), torch.tensor([[1, 2], [3, 0]]))
+    assert rows.tolist() == [[7, 8, 9, 1, 2, 3]]
+
+
+def test_splitting_undoes_packing(layout: SharedPrefix) -> None:
+    prompts = torch.randn(*layout.prompt_mask.shape, 5) * layout.prompt_mask[..., None]
+    completions = torch.randn(*layout.completion_mask.shape, 5) * layout.completion_mask[..., None]
+    packed = layout.pack(prompts, completions)
+    assert not packed[~layout.padding_mask].any()
+    again = layout.split(packed)
+    assert torch.equal(again[0], prompts)
+    assert torch.equal(again[1], completions)
+
+
+def test_gradients_of_packing_and_splitting(make: Callable[..., SharedPrefix]) -> None:
+    layout = make([2, 3], [1, 2], [2, 1, 0])
+    prompts = torch.randn(*layout.prompt_mask.shape, 2, dtype=torch.float64, requires_grad=True)
+    completions = torch.randn(*layout.completion_mask.shape, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: layout.pack(a, b), (prompts, completions))
+    packed = torch.randn(2, layout.num_columns, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layout.split(x), (packed,))
+
+
+def test_folding_undoes_unfolding(layout: SharedPrefix) -> None:
+    cells = layout.unfold_index.gather(1, layout.fold_index)
+    columns = torch.arange(layout.num_columns).expand_as(cells)
+    assert torch.equal(cells[layout.padding_mask], columns[layout.padding_mask])
+
+
+@pytest.mark.parametrize("side", ["left", "right", "holes"])
+def test_the_side_of_padding_does_not_matter(side: str) -> None:
+    mask = {"left": [0, 0, 1, 1, 1], "right": [1, 1, 1, 0, 0], "holes": [1, 0, 1, 0, 1]}[side]
+    prompt_mask = torch.tensor([mask]).bool()
+    prompts = torch.zeros(1, 5).long().masked_scatter(prompt_mask, torch.tensor([7, 8, 9]))
+    layout = SharedPrefix.of(prompt_mask, torch.ones(2, 1), 2)
+    assert layout.pack(prompts, torch.tensor([[1], [2]])).tolist() == [[7, 8, 9, 1, 2]]
+
+
+def test_permuting_completions_permutes_their_cells(make: Callable[..., SharedPrefix]) -> None:
+    one, other = make([4], [3], [3, 1, 2]), make([4], [3], [2, 3, 1])
+    assert one.num_columns == other.num_columns
+    assert sorted(one.completion_lengths.tolist()) == sorted(other.completion_lengths.tolist())
+    assert one.starts.tolist() == [4, 7, 8]
+    assert other.starts.tolist() == [4, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("group", "prompt", "completion", "pairs", "ratio"),
+    [
+        (4, 6, 3, (180, 117), 0.5),
+        (8, 4096, 512, 0.3086, 0.2222),
+        (16, 4096, 128, 0.1185, 0.0909),
+        (2, 4096, 4096, 0.875, 0.75),
+    ],
+)
+def test_savings_by_hand(
+    group: int, prompt: int, completion: int, pairs: tuple[int, int] | float, ratio: float
+) -> None:
+    layout = SharedPrefix.of(torch.ones(1, prompt).bool(), torch.ones(group, completion).bool(), group)
+    told = estimate_savings(layout)
+    assert told.token_ratio == pytest.approx(ratio, abs=5e-5)
+    if isinstance(pairs, tuple):
+        assert (told.repeated_pairs, told.shared_pairs) == pairs
+    else:
+        assert told.pair_ratio == pytest.approx(pairs, abs=5e-5)
+    assert told.shared_pairs == layout.dense_mask().sum() or prompt > 100
+
+
+def test_savings_of_a_model_lie_between_tokens_and_nothing() -> None:
+    transformers = pytest.importorskip("transformers")
+    layout = SharedPrefix.of(torch.ones(1, 512).bool(), torch.ones(8, 32).bool(), 8)
+    told = estimate_savings(
+        layout, transformers.LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
+    )
+    assert told.flops_ratio is not None
+    assert told.token_ratio < told.flops_ratio < 1
+    assert estimate_savings(layout, transformers.GPT2Config()).flops_ratio is not None
+
+
+def test_groups_are_found_whatever_their_order_and_padding() -> None:
+    a, b = [1, 2, 3, 4], [1, 2, 3, 5, 6]
+    c, d = [9, 8, 7], [1, 2]
+    width = 6
+    ids = torch.zeros(4, width).long()
+    mask = torch.zeros(4, width).bool()
+    for row, (tokens, left) in enumerate([(a, True), (c, False), (b, False), (d, True)]):
+        place = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        ids[row, place], mask[row, place] = torch.tensor(tokens), True
+    found = automatic_prefix_groups(ids, mask, min_shared=3)
+    assert [(rows.tolist(), shared) for rows, shared in found] == [([3], 1), ([0, 2], 3), ([1], 2)]
+
+
+def test_equal_sequences_keep_a_token_each() -> None:
+    found = automatic_prefix_groups(torch.tensor([[1, 2, 3], [1, 2, 3]]), torch.ones(2, 3), min_shared=1)
+    assert [(rows.tolist(), shared) for rows, shared in found] == [([0, 1], 2)]
+
+
+def test_impossible_groups_are_told() -> None:
+    with pytest.raises(ValueError, match="give it a BOS"):
+        SharedPrefix.of(torch.zeros(1, 3), torch.ones(2, 1), 2)
+    with pytest.raises(ValueError, match="do not make 3 completions"):
+        SharedPrefix.of(torch.ones(2, 3), torch.ones(3, 1), 2)
+    with pytest.raises(ValueError, match="at least 1"):
+        automatic_prefix_groups(torch.ones(1, 2).long(), torch.ones(1, 2), min_shared=0)
+    with pytest.raises(ValueError, match="no token"):
+        automatic_prefix_groups(torch.ones(1, 2).long(), torch.zeros(1, 2))

@@ -1,0 +1,127 @@
+"""Log-probabilities and training with shared prompts: the same numbers as with repeated ones."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynascope.rl.shared_prefix import Groups, assert_equivalent, grouped_log_probs, pays, prefix_backward
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def groups() -> Groups:
+    """Prompts of 9 and 12 tokens, with three and two completions of 4, 1, 3, 0 and 5."""
+    longest, widest = 12, 5
+    prompt_mask = torch.stack([torch.arange(longest) >= longest - one for one in (9, 12)])
+    mask = torch.stack([torch.arange(widest) < one for one in (4, 1, 3, 0, 5)])
+    prompts, completions = torch.randint(1, 14, (2, longest)), torch.randint(1, 14, (5, widest))
+    return Groups(prompts * prompt_mask, prompt_mask, completions * mask, mask, torch.tensor([3, 2]))
+
+
+def gradients(model: Any, log_probs: Tensor) -> list[Tensor]:
+    weights = torch.linspace(1, -0.5, log_probs.numel()).view_as(log_probs)
+    return list(torch.autograd.grad((weights * log_probs).sum(), list(model.parameters())))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 100])
+def test_shared_and_repeated_are_the_same(tiny_llama: Any, groups: Groups, chunk: int | None) -> None:
+    model = tiny_llama.double()
+    mine, spread = grouped_log_probs(model, groups, share=True, chunk=chunk, temperature=0.8, entropy=True)
+    other, others_spread = grouped_log_probs(model, groups, share=False, temperature=0.8, entropy=True)
+    assert mine.shape == groups.mask.shape
+    assert torch.allclose(mine, other.to(mine), atol=1e-6)
+    assert not mine[~groups.mask].any()
+    assert spread is not None
+    assert others_spread is not None
+    assert torch.allclose(spread, others_spread.to(spread), atol=1e-6)
+    for one, two in zip(gradients(model, mine), gradients(model, other), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_users_can_check_their_own_model(tiny_llama: Any, groups: Groups) -> None:
+    assert max(assert_equivalent(tiny_llama, groups).values()) < 1e-5
+    with pytest.raises(AssertionError, match="rtol=1e-12"):
+        assert_equivalent(tiny_llama, groups, rtol=1e-12)
+
+
+def test_little_sharing_does_not_pay() -> None:
+    def batch(prompt: int, completion: int, group: int) -> Groups:
+        ones = torch.ones(group, max(prompt, completion)).bool()
+        return Groups(
+            torch.ones(1, prompt).long(), ones[:1, :prompt], torch.ones(group, completion).long(),
+            ones[:, :completion], torch.tensor([group]),
+        )  # fmt: skip
+
+    assert pays(batch(512, 32, 8).layout)
+    assert not pays(batch(16, 128, 2).layout)
+    assert not pays(batch(512, 32, 1).layout)
+
+
+def test_a_repeated_batch_is_grouped_in_any_order() -> None:
+    prompts = torch.tensor([[0, 3, 4], [5, 6, 7], [0, 3, 4]])
+    seen = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 1, 1]]).bool()
+    completions = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    groups, rows = Groups.of_repeated(prompts, seen, completions, torch.ones(3, 2).bool())
+    assert groups.group_sizes.tolist() == [2, 1]
+    assert groups.prompt_mask.tolist() == [[False, True, True], [True, True, True]]
+    assert groups.completions.tolist() == completions[rows].tolist()
+    assert rows.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_training_in_parts_accumulates_the_same_gradient(tiny_llama: Any, groups: Groups, size: int) -> None:
+    model = tiny_llama.double()
+    advantage = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0], dtype=torch.float64)
+    log_probs, _ = grouped_log_probs(model, groups, share=False)
+    whole = -(advantage[:, None] * log_probs).sum()
+    whole.backward()
+    expected = [one.grad.clone() for one in model.parameters()]
+    model.zero_grad()
+    told = prefix_backward(model, groups, lambda part, rows: -(advantage[rows, None] * part).sum(), size=size)
+    assert float(told) == pytest.approx(float(whole.detach()), abs=1e-6)
+    for one, other in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(one.grad, other, atol=1e-5)
+
+
+def test_steps_with_both_end_at_the_same_weights(tiny_llama: Any, groups: Groups) -> None:
+    ends = []
+    for share in (True, False):
+        model = copy.deepcopy(tiny_llama).double()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            log_probs, _ = grouped_log_probs(model, groups, share=share)
+            (-log_probs.sum(1)).exp().log1p().sum().backward()
+            optimizer.step()
+        ends.append(torch.cat([one.detach().flatten() for one in model.parameters()]))
+    assert torch.allclose(*ends, atol=1e-6)
+
+
+def test_what_cannot_be_done_is_told(tiny_llama: Any, groups: Groups) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        prefix_backward(tiny_llama, groups, lambda part, rows: part.sum(), size=0)
+    enable = getattr(tiny_llama, "activation_checkpointing_enable", None) or tiny_llama.gradient_checkpointing_enable
+    enable()
+    with pytest.raises(ValueError, match="gradient checkpointing"):
+        prefix_backward(tiny_llama, groups, lambda part, rows: part.sum(), size=1)
+
+
+def test_through_distributed_data_parallel(tiny_llama: Any, groups: Groups, tmp_path: Path) -> None:
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    expected = gradients(tiny_llama, grouped_log_probs(tiny_llama, groups, share=False)[0])
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(tiny_llama)
+        log_probs, _ = grouped_log_probs(wrapped, groups, share=True)
+        (torch.linspace(1, -0.5, log_probs.numel()).view_as(log_probs) * log_probs).sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    for one, other in zip(tiny_llama.parameters(), expected, strict=True):
+        assert torch.allclose(one.grad, other, atol=1e-5)

@@ -1,0 +1,65 @@
+"""Each claim of riskpo tells a world with the effect from one without; and the study runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fabricated import assert_tells_apart, worlds_of
+
+from dynascope.record import Series, open_record
+from dynascope.studies import Runs, StudyRecord, load_study, run_study
+from dynascope.studies.harness.report import report_study
+from dynascope.studies.riskpo.method import ARMS, Config
+
+STUDY = load_study("riskpo")
+CLAIMS = {claim.id: claim for claim in STUDY.claims}
+# By arm in the world of the paper: entropy, Pass@1, Pass@8.
+RIGHT = {"grpo-sequence": (0.2, 0.8, 0.95), "riskpo": (0.3, 0.75, 0.97), "seeking": (0.22, 0.8, 0.95)}
+WRONG = {"grpo-sequence": (0.3, 0.8, 0.95), "riskpo": (0.1, 0.4, 0.6), "seeking": (0.2, 0.8, 0.95)}
+
+
+def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
+    """One seed's records in a world where the paper is right about everything, or about nothing."""
+    steps = np.ones(30)
+    for name in ARMS:
+        known = RIGHT if is_effect else WRONG
+        level, first, eighth = known.get(name, known["riskpo"])
+        off = 0.0 if is_effect else 0.2
+        scalars = {
+            "policy/entropy": (level + 0.001 * seed) * steps,
+            "covariance/risk": (0.1 if is_effect else 0.5) * steps + 0.001 * seed,
+            "covariance/mean": 0.3 * steps,
+            "risk/below_low": (0.2 + off + 0.001 * seed) * steps,
+            "risk/below_high": (0.8 - off + 0.001 * seed) * steps,
+        }
+        tries = np.array([first, 0.0, 0.0, eighth]) + 0.001 * seed * (1 if name == "riskpo" else 0)
+        with StudyRecord(folder / name, earlier={}, config={}) as record:
+            record.declare(Series("test/pass_at_k", ("k",), coords={"k": [1, 2, 4, 8]}))
+            for series, values in scalars.items():
+                for step, value in enumerate(values):
+                    record.add(step, {series: value})
+            record.add(30, {"test/pass_at_k": tries})
+    return {name: open_record(folder / name) for name in ARMS}
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
+    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
+    assert_tells_apart(CLAIMS[claim], worlds)
+
+
+@pytest.mark.filterwarnings("ignore:only .* bundles lie below")
+def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
+    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
+    assert verdict.failures == {}
+    pictures = report_study(verdict.run, tmp_path / "pictures")
+    assert len(list(pictures.glob("*.png"))) == 3
+
+
+def test_a_test_that_is_too_small_is_told() -> None:
+    with pytest.raises(ValueError, match="Pass@8"):
+        Config(test_samples=4)
