@@ -1,5 +1,6 @@
 """Parts: policy optimization. Rollouts, rewards, and objectives out of the same slots."""
 
+from dynascope.rl.advantage_filter import AdvantageFilter, filter_advantages, normalize_advantages
 from dynascope.rl.advantages import (
     GAE,
     GroupZScore,
@@ -19,7 +20,20 @@ from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
 from dynascope.rl.entropy_signal import EntropySignal, token_entropy
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
-from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, hapo, ppo, preset, reinforce_pp, riskpo, rloo
+from dynascope.rl.presets import (
+    PRESETS,
+    dapo,
+    dr_grpo,
+    grpo,
+    gspo,
+    hapo,
+    ppo,
+    preset,
+    reinforce_pp,
+    riskpo,
+    rloo,
+    stable_reinforce,
+)
 from dynascope.rl.quantiles import QuantileTracker
 from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk import mvar_advantage, risk_report
@@ -30,6 +44,7 @@ __all__ = [
     "GAE",
     "PRESETS",
     "AdaptiveTemperature",
+    "AdvantageFilter",
     "EntropySignal",
     "GroupZScore",
     "KLTerm",
@@ -46,6 +61,7 @@ __all__ = [
     "dapo",
     "dr_grpo",
     "entropy_aware",
+    "filter_advantages",
     "generalized_advantages",
     "group_z_score",
     "grpo",
@@ -55,6 +71,7 @@ __all__ = [
     "leave_one_out",
     "log_ratios",
     "mvar_advantage",
+    "normalize_advantages",
     "ppo",
     "preset",
     "reinforce_pp",
@@ -62,6 +79,7 @@ __all__ = [
     "risk_report",
     "riskpo",
     "rloo",
+    "stable_reinforce",
     "token_entropy",
     "unit_rms",
     "whiten",
