@@ -13,6 +13,8 @@ from dynascope.findings.generalization import DelayedGeneralization, Overfitting
 from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
 from dynascope.findings.loss import LossSpike, Plateau
 from dynascope.findings.policy import NeutralRatios, OneSidedAdvantages
+from dynascope.findings.policy import OneSidedAdvantages
+from dynascope.findings.policy_stability import AdvantageOutliers, OneSidedRewards, RatioExplosion
 from dynascope.findings.preference import SynchronizedLogps
 from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
@@ -49,6 +51,9 @@ def all_detectors() -> Sequence[Detector]:
         NeutralRatios(),
         ConstantFineTuning(),
         GuessingDetector(),
+        RatioExplosion(),
+        AdvantageOutliers(),
+        OneSidedRewards(),
         RewardSaturationDetector(),
         UnhealthyGrowth(),
         LengthCollapse(),

@@ -1,5 +1,6 @@
 """Parts: policy optimization. Rollouts, rewards, and objectives out of the same slots."""
 
+from dynascope.rl.advantage_filter import AdvantageFilter, filter_advantages, normalize_advantages
 from dynascope.rl.advantages import (
     GAE,
     GroupZScore,
@@ -33,6 +34,9 @@ from dynascope.rl.presets import (
     riskpo,
     rloo,
     simplerl_zoo,
+    riskpo,
+    rloo,
+    stable_reinforce,
 )
 from dynascope.rl.quantiles import QuantileTracker
 from dynascope.rl.ratios import log_ratios
@@ -44,6 +48,7 @@ __all__ = [
     "GAE",
     "PRESETS",
     "AdaptiveTemperature",
+    "AdvantageFilter",
     "EntropySignal",
     "GroupZScore",
     "KLTerm",
@@ -60,6 +65,7 @@ __all__ = [
     "dapo",
     "dr_grpo",
     "entropy_aware",
+    "filter_advantages",
     "generalized_advantages",
     "group_z_score",
     "grpo",
@@ -69,6 +75,7 @@ __all__ = [
     "leave_one_out",
     "log_ratios",
     "mvar_advantage",
+    "normalize_advantages",
     "ppo",
     "preset",
     "reinforce_pp",
@@ -78,6 +85,7 @@ __all__ = [
     "riskpo",
     "rloo",
     "simplerl_zoo",
+    "stable_reinforce",
     "token_entropy",
     "unit_rms",
     "whiten",

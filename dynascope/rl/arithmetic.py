@@ -165,6 +165,10 @@ class Arithmetic:
         """Whether each completion's answer is right."""
         return [one.check(text).is_answer_right for one, text in zip(problems, completions, strict=True)]
 
+    def are_chains_right(self, problems: Sequence[Sum], completions: Sequence[str]) -> list[bool]:
+        """Whether each completion's chain is right."""
+        return [one.check(text).is_chain_right for one, text in zip(problems, completions, strict=True)]
+
 
 def answer_reward(completions: Sequence[str], problem: Sequence[Sum], **columns: Any) -> list[float]:
     """1 for a right answer, whatever the chain, else 0.

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -16,11 +17,25 @@ from dynascope.rl.arithmetic import PAD, STOP, Arithmetic, encode
 from dynascope.rl.rollout import completion_logits
 
 
+@runtime_checkable
+class Lesson(Protocol):
+    """What a base model can be taught: problems with a prompt and a completion, in the characters of `arithmetic`."""
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def draw(self, num: int, generator: torch.Generator) -> Sequence[Any]:
+        """Problems at random."""
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """What a base model is made of and how long it is taught; more steps give a stronger start for RL."""
 
-    task: Arithmetic = Arithmetic()  # noqa: RUF009 frozen
+    task: Lesson = Arithmetic()  # noqa: RUF009 frozen
     num_layers: int = 2
     width: int = 64
     num_heads: int = 4
@@ -57,7 +72,7 @@ def base_model(spec: BaseModel, seed: int, folder: str | Path = "runs/models") -
     """
     from transformers import LlamaForCausalLM
 
-    content = json.dumps([asdict(spec), seed], sort_keys=True)
+    content = json.dumps([type(spec.task).__name__, asdict(spec), seed], sort_keys=True)
     path = Path(folder) / f"base-{hashlib.sha256(content.encode()).hexdigest()[:12]}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -151,8 +151,8 @@ class PolicyObjective:
         """The loss of a minibatch, to be minimised, and what happened in it.
 
         Metrics: `policy_loss`, `clip/low`, `clip/high` (shares of tokens whose gradient the clip took), `ratio/mean`,
-        `ratio/max_log` (the largest |log π − log π_behaviour|), `kl/behaviour` (k3), `kl/ref` and `kl/teacher` where
-        there is such a term, `entropy` where it is known, `pre_clipped` where there is a pre-clip.
+        `ratio/max_log` (the largest |log π − log π_behaviour|, before a pre-clip), `ratio/exploded` (share of tokens where it
+        exceeds 5), `kl/behaviour` (k3), `kl/ref` and `kl/teacher` where there is such a term, `entropy` where it is known, `pre_clipped` where there is a pre-clip.
 
         Raises ValueError when log-probabilities, advantages or what a slot needs are missing.
         """
@@ -197,7 +197,11 @@ class PolicyObjective:
                 return (one * lengths).sum()
 
             above = torch.expm1(log_ratio)
+            raw = view.log_ratio
+            if self.pre_clip is not None:
+                raw = log_ratios(batch.log_probs.detach(), behaviour, batch.mask, level=self.ratio)
             averaged: dict[str, Tensor] = {
+                "ratio/exploded": total(~(raw.abs() <= 5)) / count,
                 "clip/low": total(surrogate.is_clipped_low) / count,
                 "clip/high": total(surrogate.is_clipped_high) / count,
                 "ratio/mean": 1 + total(above) / count,
@@ -212,7 +216,7 @@ class PolicyObjective:
         return loss, {
             "policy_loss": policy_loss.detach(),
             **averaged,
-            "ratio/max_log": log_ratio.abs().amax(),
+            "ratio/max_log": raw.abs().amax(),
             **view.told,
             **{name: one.detach() for name, one in divergences.items()},
         }

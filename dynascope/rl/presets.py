@@ -3,6 +3,7 @@
 import copy
 import difflib
 
+from dynascope.rl.advantage_filter import AdvantageFilter
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
 from dynascope.rl.entropy_aware import entropy_aware
 from dynascope.rl.kl import KLTerm
@@ -35,6 +36,9 @@ hapo = entropy_aware(dapo)
 the released recipe also has `dual_clip=10.0`."""
 riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
 """2510.00911: a mixed value at risk of bundled rewards instead of their mean. It has a state: `preset` gives a fresh one."""
+stable_reinforce = reinforce_pp.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))
+"""2505.02835: log-ratios held before they are exponentiated, advantages beyond three sigma left out. Works over any other:
+`grpo.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))`. Its consistency reward is `rl.pairwise.JudgeReward`."""
 
 PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
@@ -45,6 +49,7 @@ PRESETS: dict[str, PolicyObjective] = {
     "rloo": rloo,
     "reinforce_pp": reinforce_pp,
     "ppo": ppo,
+    "stable_reinforce": stable_reinforce,
     "hapo": hapo,
     "riskpo": riskpo,
 }

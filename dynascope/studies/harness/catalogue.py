@@ -16,6 +16,7 @@ from dynascope.studies.harness.study import Experiment, Study
 
 STUDIES = (
     "active-dormant-heads",
+    "cot-pass-at-k",
     "data-diet",
     "exact-permutations",
     "gradient-entanglement",

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dynascope.record import RecordWriter, Series
-from dynascope.rl.arithmetic import Arithmetic
 from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.loop import LoopConfig, Step, Task, draw_rollout, train
 from dynascope.rl.objective import PolicyObjective
-from dynascope.rl.pass_at_k import pass_at_k
+from dynascope.rl.pass_at_k import cot_pass_at_k, pass_at_k
 from dynascope.rl.rollout import score
 from dynascope.studies.harness.study import StudyRecord
 
@@ -64,7 +63,7 @@ def reinforce(
     - `test/correct`: share of right answers at the training temperature.
     - `test/pass_at_k` (k): unbiased, over powers of two.
     - `test/length`: mean tokens; `test/truncated`: share at the length limit.
-    - `test/chain`: share with a right chain of thought, where the task can check one.
+    - `test/chain`, `test/cot_pass_at_k` (k): right chains of thought, where the task can check them (`are_chains_right`).
     - `test/kl_start`: with `start`, how far the policy went from that model: mean log-ratio of its own tokens, in nats.
 
     >>> reinforce(record, model, preset("dapo"), Arithmetic(), LoopConfig(num_steps=20), lr=3e-4, seed=0)
@@ -101,7 +100,8 @@ def declare(record: RecordWriter, evaluation: Evaluation) -> None:
     units = {"test/length": "tokens", "test/kl_start": "nats"}
     for name, description in told.items():
         record.declare(Series(name, unit=units.get(name, ""), description=description))
-    record.declare(Series("test/pass_at_k", ("k",), "", "Chance that one of k answers is right.", {"k": evaluation.ks}))
+    for name, of in (("test/pass_at_k", "answers is"), ("test/cot_pass_at_k", "chains and their answer are")):
+        record.declare(Series(name, ("k",), "", f"Chance that one of k {of} right.", {"k": evaluation.ks}))
 
 
 def measure_policy(
@@ -128,9 +128,11 @@ def measure_policy(
         "test/length": rollout.lengths.float().mean(),
         "test/truncated": rollout.is_truncated.float().mean(),
     }
-    if isinstance(task, Arithmetic):
-        chains = [one.check(text).is_chain_right for one, text in zip(problems, completions, strict=True)]
-        measured["test/chain"] = torch.tensor(chains).float().mean()
+    if hasattr(task, "are_chains_right"):
+        chains = torch.tensor(task.are_chains_right(problems, completions)).view(correct.shape)
+        measured["test/chain"] = chains.float().mean()
+        both = (correct & chains).sum(1)
+        measured["test/cot_pass_at_k"] = cot_pass_at_k(evaluation.num_samples, both, evaluation.ks).mean(0)
     if start is not None:
         with torch.no_grad():
             drift = rollout.behaviour_log_probs - score(start, rollout)["log_probs"]
