@@ -62,6 +62,8 @@ class PolicyBatch:
     """(N,), bool: whether the completion ended at the length limit."""
     max_length: int | None = None
     """The length limit in tokens."""
+    temperature: float = 1.0
+    """At which completions were sampled; `hidden` times `unembedding`, over this, are the logits."""
     num_tokens: int | Tensor | None = None
     """Tokens of the whole optimizer step, over all its micro-batches and ranks; None says that this batch is all of it."""
     num_completions: int | Tensor | None = None

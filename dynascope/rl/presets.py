@@ -4,6 +4,7 @@ import copy
 import difflib
 
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
+from dynascope.rl.hidden_reward import HiddenRewardSteering
 from dynascope.rl.objective import PolicyObjective
 
 grpo = PolicyObjective()
@@ -20,6 +21,10 @@ reinforce_pp = grpo.having(advantage=WhitenedReturns())
 """2501.03262: no groups; KL to the start model in the reward."""
 ppo = reinforce_pp.having(advantage=GAE(), aggregation="token-mean")
 """1707.06347 with a critic."""
+thr = grpo.having(post=(HiddenRewardSteering(p=0.2),))
+"""2510.03669: tilted towards tokens that raise the likelihood of right answers; p below 0 explores instead."""
+thr_gspo = thr.having(ratio="sequence-token", clip=(3e-4, 4e-4))
+"""The same on GSPO, whose token form takes advantages that differ from token to token."""
 
 PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
@@ -29,6 +34,8 @@ PRESETS: dict[str, PolicyObjective] = {
     "rloo": rloo,
     "reinforce_pp": reinforce_pp,
     "ppo": ppo,
+    "thr": thr,
+    "thr_gspo": thr_gspo,
 }
 
 

@@ -63,6 +63,7 @@ class Rollout:
             "tokens": self.tokens,
             "is_truncated": self.is_truncated,
             "max_length": self.max_length,
+            "temperature": self.temperature,
         }
         return PolicyBatch(**(known | more))
 
