@@ -9,6 +9,7 @@ from trl import GRPOTrainer
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
+from dynascope.rl.rollout import Rollout, score
 
 
 class PolicyObjectiveTrainer(GRPOTrainer):
@@ -18,7 +19,9 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     scale_rewards, importance_sampling_level, entropy_coef, delta) no longer count; an objective against the start model
     wants `beta` above 0 in the settings, so that TRL keeps that model, and weighs it by its own coefficient.
 
-    Raises ValueError when the objective needs what TRL does not give: a teacher, hidden states, logits or values.
+    Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters.
+
+    Raises ValueError when the objective needs what TRL does not give: a teacher, logits or values.
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
     """
@@ -27,7 +30,8 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.objective = preset(objective) if isinstance(objective, str) else objective
         needs = self.objective.rollout_needs | self.objective.loss_needs
-        missing = needs - {"behaviour_log_probs", "ref_log_probs", "entropy", "correct"}
+        given = {"behaviour_log_probs", "ref_log_probs", "entropy", "correct", "tokens"}
+        missing = needs - given - {"hidden", "unembedding"} | (self.objective.loss_needs & {"hidden", "unembedding"})
         if missing:
             raise ValueError(f"TRL does not give {', '.join(sorted(missing))}, which this objective needs")
         if "ref_log_probs" in needs and self.beta == 0.0:
@@ -52,6 +56,13 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             "behaviour_log_probs": behaviour,
             "ref_log_probs": output.get("ref_per_token_logps"),
         }
+        unembedding = None
+        if not needs.isdisjoint({"hidden", "unembedding", "tokens"}):
+            local["tokens"] = output["completion_ids"]
+        if not needs.isdisjoint({"hidden", "unembedding"}):
+            with torch.no_grad():
+                told = score(self.accelerator.unwrap_model(self.model), self._rollout(output), {"hidden"})
+            local["hidden"], unembedding = told["hidden"], told["unembedding"]
         # Estimators see the whole rollout, as TRL's own advantage does; every rank keeps its slice.
         everyone = {
             name: self.accelerator.gather(self.accelerator.pad_across_processes(value, dim=1))
@@ -66,7 +77,9 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             group_ids=torch.arange(len(rewards), device=mask.device) // num,
             correct=rewards > 0,
             max_length=self.max_completion_length,
+            temperature=self.temperature,
             step=self.state.global_step,
+            unembedding=unembedding,
             **everyone,
         )
         advantage = self.objective.advantages(batch)
@@ -75,6 +88,24 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]
         output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": batch.group_ids[own]}
         return output
+
+    def _rollout(self, output: dict[str, Any]) -> Rollout:
+        """This process's completions in our own form, without what only sampling knows."""
+        mask = self._mask(output)
+        unknown = torch.zeros(mask.shape, device=mask.device)
+        return Rollout(
+            prompts=output["prompt_ids"],
+            prompt_mask=output["prompt_mask"].bool(),
+            tokens=output["completion_ids"],
+            mask=mask,
+            behaviour_log_probs=unknown,
+            sampling_log_probs=unknown,
+            is_truncated=mask.new_zeros(len(mask)),
+            group_ids=torch.zeros_like(output["completion_ids"][:, 0]),
+            max_length=self.max_completion_length,
+            temperature=self.temperature,
+            weights_version=self.state.global_step,
+        )
 
     @torch.no_grad()
     def _log_probs(self, output: dict[str, Any]) -> Tensor:
