@@ -1,4 +1,4 @@
-"""Which tokens carry the training of a policy, and what it does to the likelihood of right answers (arXiv 2510.03669, 2505.18830)."""
+"""Which tokens carry the training of a policy, and what it does to right answers (arXiv 2510.03669, 2505.18830)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -124,7 +124,8 @@ def train(
     if "values" in objective.rollout_needs and critic is None:
         critic = LinearCritic(model.get_output_embeddings().weight.shape[1])  # type: ignore[operator]
     for number in range(config.num_steps):
-        problems, rollout = draw_rollout(model, task, config, generator, process, number)
+        keeps_hidden = not {"hidden", "values"}.isdisjoint(objective.rollout_needs)
+        problems, rollout = draw_rollout(model, task, config, generator, process, number, keeps_hidden)
         completions = task.texts(rollout.tokens)
         correct = torch.tensor(task.are_right(problems, completions), device=rollout.tokens.device)
         if rewards is None:
@@ -173,6 +174,7 @@ def draw_rollout(
     generator: torch.Generator,
     process: Callable[[Tensor, Tensor], Tensor] | None = None,
     weights_version: int = 0,
+    keeps_hidden: bool = False,
 ) -> tuple[list[Any], Rollout]:
     """Problems, one a completion, and their completions."""
     drawn = task.draw(config.num_prompts, generator)
@@ -190,6 +192,7 @@ def draw_rollout(
         process=process,
         generator=generator,
         weights_version=weights_version,
+        keeps_hidden=keeps_hidden,
     )
     return [one for one in drawn for _ in range(config.num_samples)], rollout
 
@@ -210,6 +213,9 @@ def known_before(
     wanted = objective.rollout_needs & _SCORED
     if "values" in objective.rollout_needs:
         wanted |= {"hidden"}
+    if rollout.hidden is not None and not wanted.isdisjoint({"hidden", "unembedding"}):
+        wanted -= {"hidden", "unembedding"}
+        known |= {"hidden": rollout.hidden, "unembedding": model.get_output_embeddings().weight}  # type: ignore[operator]
     if wanted:
         told = score(model, rollout, wanted)
         known |= {name: told[name] for name in told if name != "log_probs"}
