@@ -26,6 +26,7 @@ STUDIES = (
     "prefix-grouper",
     "scan-and-snap",
     "sigma-reparam",
+    "token-hidden-reward",
 )
 
 
