@@ -31,7 +31,7 @@ def last(record: Record, name: str) -> float:
 CLAIMS = [
     Claim(
         id="C1-head",
-        statement="A step on tokens with positive hidden reward raises the likelihood of right answers, and on negative ones lowers it.",
+        statement="A step on tokens with positive hidden reward makes right answers likelier, and on negative ones rarer.",
         source="Section 3 (definition; the unembedding moves alone)",
         paper_value=None,
         quantity="mixed prompts and signs in which a step of the unembedding goes the way it is told to",

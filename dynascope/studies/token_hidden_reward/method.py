@@ -139,13 +139,19 @@ def mechanism(
         own, weights = rollout.select(rows), (advantage[:, None] * rollout.mask)[rows]
         log_probs = score(model, own)["log_probs"]
         before = (log_probs.detach() * own.mask)[correct[rows]].sum()
-        for sign, chosen in (("plus", hidden_reward.thr[rows] > 0), ("minus", hidden_reward.thr[rows] < 0)):
-            objective = (log_probs * weights * chosen).sum()
-            for name, parameters in moved.items():
-                gradients = torch.autograd.grad(objective, parameters, retain_graph=True)
-                found[f"mechanism/{name}_{sign}"].append(
-                    _after_step(model, own, correct[rows], parameters, gradients, config.step_length) - before
-                )
+        signs = {"plus": hidden_reward.thr[rows] > 0, "minus": hidden_reward.thr[rows] < 0}
+        # All gradients come first: a step changes in place what another one's backward pass would read.
+        uphill = {
+            f"mechanism/{name}_{sign}": (
+                parameters,
+                torch.autograd.grad((log_probs * weights * chosen).sum(), parameters, retain_graph=True),
+            )
+            for name, parameters in moved.items()
+            for sign, chosen in signs.items()
+        }
+        for name, (parameters, gradients) in uphill.items():
+            after = _after_step(model, own, correct[rows], parameters, gradients, config.step_length)
+            found[name].append(after - before)
     return {name: torch.stack(every) for name, every in found.items() if every}
 
 
