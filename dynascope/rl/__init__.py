@@ -13,6 +13,14 @@ from dynascope.rl.advantages import (
 )
 from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.distillation import (
+    LinearAnneal,
+    TeacherAdvantage,
+    TeacherReward,
+    TeacherScorer,
+    kd_mask,
+    kd_rkl_loss,
+)
 from dynascope.rl.hidden_reward import (
     HiddenReward,
     HiddenRewardSteering,
@@ -24,7 +32,24 @@ from dynascope.rl.hidden_reward import (
 )
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
-from dynascope.rl.presets import PRESETS, dapo, dr_grpo, grpo, gspo, ppo, preset, reinforce_pp, rloo, thr, thr_gspo
+from dynascope.rl.presets import (
+    PRESETS,
+    dapo,
+    dr_grpo,
+    grpo,
+    gspo,
+    kd_rkl,
+    kdrl,
+    kdrl_annealed,
+    kdrl_masking_group,
+    kdrl_masking_response,
+    ppo,
+    preset,
+    reinforce_pp,
+    rloo,
+    thr,
+    thr_gspo,
+)
 from dynascope.rl.ratios import log_ratios
 from dynascope.rl.surrogate import clipped_surrogate
 
@@ -36,10 +61,14 @@ __all__ = [
     "HiddenRewardSteering",
     "KLTerm",
     "LeaveOneOut",
+    "LinearAnneal",
     "LossView",
     "PolicyBatch",
     "PolicyObjective",
     "SharedTokenRelief",
+    "TeacherAdvantage",
+    "TeacherReward",
+    "TeacherScorer",
     "WhitenedReturns",
     "aggregate",
     "clipped_surrogate",
@@ -50,6 +79,13 @@ __all__ = [
     "grpo",
     "gspo",
     "gwhes",
+    "kd_mask",
+    "kd_rkl",
+    "kd_rkl_loss",
+    "kdrl",
+    "kdrl_annealed",
+    "kdrl_masking_group",
+    "kdrl_masking_response",
     "kl_estimate",
     "leave_one_out",
     "log_ratios",

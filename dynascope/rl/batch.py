@@ -10,7 +10,7 @@ from torch import Tensor
 
 _BY_TOKEN = ("log_probs", "behaviour_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values", "tokens")
 _BY_TOKEN_AND_MORE = ("hidden", "logits", "ref_logits", "teacher_logits")
-_BY_COMPLETION = ("rewards", "group_ids", "correct", "is_truncated")
+_BY_COMPLETION = ("rewards", "group_ids", "correct", "is_solved", "is_truncated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,8 @@ class PolicyBatch:
     teacher_logits: Tensor | None = None
     correct: Tensor | None = None
     """(N,), bool: whether the answer is right, whatever the reward was made of."""
+    is_solved: Tensor | None = None
+    """(N,), bool: whether the completion's prompt has a right answer, in this rollout."""
     is_truncated: Tensor | None = None
     """(N,), bool: whether the completion ended at the length limit."""
     max_length: int | None = None

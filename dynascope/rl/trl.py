@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.distillation import TeacherScorer, solved
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.rollout import Rollout, score
@@ -21,16 +22,43 @@ class PolicyObjectiveTrainer(GRPOTrainer):
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters.
 
-    Raises ValueError when the objective needs what TRL does not give: a teacher, logits or values.
+    A `teacher` (a model with the policy's tokenizer, or a `TeacherScorer`) is asked once a rollout.
+
+    Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
+    has another vocabulary.
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
     """
 
-    def __init__(self, *args: Any, objective: PolicyObjective | str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        objective: PolicyObjective | str,
+        teacher: nn.Module | TeacherScorer | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.objective = preset(objective) if isinstance(objective, str) else objective
         needs = self.objective.rollout_needs | self.objective.loss_needs
-        given = {"behaviour_log_probs", "ref_log_probs", "entropy", "correct", "tokens"}
+        self.teacher = TeacherScorer(teacher) if isinstance(teacher, nn.Module) else teacher
+        if self.teacher is not None:
+            self.teacher.model.to(self.accelerator.device)
+            own = TeacherScorer(self.accelerator.unwrap_model(self.model)).size
+            if own != self.teacher.size:
+                raise ValueError(
+                    f"the teacher has {self.teacher.size} tokens and the policy {own}; they must share them"
+                )
+        if "teacher_log_probs" in needs and self.teacher is None:
+            raise ValueError("this objective needs teacher_log_probs: give teacher=")
+        given = {
+            "teacher_log_probs",
+            "is_solved",
+            "behaviour_log_probs",
+            "ref_log_probs",
+            "entropy",
+            "correct",
+            "tokens",
+        }
         missing = needs - given - {"hidden", "unembedding"} | (self.objective.loss_needs & {"hidden", "unembedding"})
         if missing:
             raise ValueError(f"TRL does not give {', '.join(sorted(missing))}, which this objective needs")
@@ -56,6 +84,8 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             "behaviour_log_probs": behaviour,
             "ref_log_probs": output.get("ref_per_token_logps"),
         }
+        if self.teacher is not None and "teacher_log_probs" in needs | self.objective.loss_needs:
+            local["teacher_log_probs"] = output["teacher_log_probs"] = self.teacher(self._rollout(output))
         unembedding = None
         if not needs.isdisjoint({"hidden", "unembedding", "tokens"}):
             local["tokens"] = output["completion_ids"]
@@ -71,11 +101,13 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         }
         num = self.num_generations if self.model.training else self.num_generations_eval
         rewards = self._rewards.to(mask.device)
+        groups = torch.arange(len(rewards), device=mask.device) // num
         batch = PolicyBatch(
             mask=everyone.pop("mask").bool(),
             rewards=rewards,
-            group_ids=torch.arange(len(rewards), device=mask.device) // num,
+            group_ids=groups,
             correct=rewards > 0,
+            is_solved=solved(rewards > 0, groups),
             max_length=self.max_completion_length,
             temperature=self.temperature,
             step=self.state.global_step,
@@ -86,7 +118,8 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         start = self.accelerator.process_index * len(mask)
         own = slice(start, start + len(mask))
         advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]
-        output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": batch.group_ids[own]}
+        output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": groups[own]}
+        output["is_solved"] = solved(rewards > 0, groups)[own]
         return output
 
     def _rollout(self, output: dict[str, Any]) -> Rollout:
@@ -137,6 +170,8 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             log_probs=log_probs,
             behaviour_log_probs=inputs.get("old_per_token_logps"),
             ref_log_probs=inputs.get("ref_per_token_logps"),
+            teacher_log_probs=inputs.get("teacher_log_probs"),
+            is_solved=inputs["is_solved"],
             entropy=entropy,
             correct=inputs["rewards"] > 0,
             max_length=self.max_completion_length,

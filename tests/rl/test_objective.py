@@ -37,6 +37,7 @@ def batch(num: int = 8, width: int = 5, **changes: Any) -> PolicyBatch:
             "hidden": normal(num, width, 4),
             "unembedding": normal(7, 4),
             "tokens": torch.randint(7, (num, width), generator=generator),
+            "is_solved": torch.arange(num) < 4,
             "max_length": width,
             **changes,
         }
