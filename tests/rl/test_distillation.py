@@ -280,7 +280,7 @@ def test_a_padded_table_is_cut_to_the_policys_tokens(tiny_llama: Any) -> None:
     padded.resize_token_embeddings(24)
     with pytest.raises(ValueError, match="must share"):
         train(tiny_llama, kdrl, Arithmetic(), torch.optim.SGD(tiny_llama.parameters()), generator=torch.Generator(), teacher=padded)  # fmt: skip
-    found = TeacherScorer(padded, vocabulary=15)(rollout)
+    found = TeacherScorer(padded, vocabulary=16)(rollout)
     torch.testing.assert_close(found, rollout.behaviour_log_probs, atol=1e-5, rtol=1e-4)
 
 
