@@ -87,7 +87,8 @@ def solved(correct: Bool[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Bool[Te
     tensor([ True,  True, False])
     """
     _, index = group_ids.unique(return_inverse=True)
-    return (index.bincount(correct.float()) > 0)[index]
+    found: Tensor = (index.bincount(correct.float()) > 0)[index]
+    return found
 
 
 def wrong_answers(batch: PolicyBatch) -> Bool[Tensor, " N"]:
