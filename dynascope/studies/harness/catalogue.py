@@ -20,6 +20,7 @@ STUDIES = (
     "exact-permutations",
     "grokking-lazy-rich",
     "icl-linear-regression",
+    "kdrl",
     "mamba-icl-outliers",
     "mesa-optimization",
     "neural-tangent-kernel",
