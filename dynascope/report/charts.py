@@ -79,6 +79,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Rollouts": ("rollout", "behaviours"),
     "Policy updates": ("policy", "advantage", "demonstrations"),
     "Reasoning": ("reasoning",),
+    "Hidden rewards of tokens": ("thr",),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"

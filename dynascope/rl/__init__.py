@@ -18,6 +18,23 @@ from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
 from dynascope.rl.entropy_signal import EntropySignal, token_entropy
+from dynascope.rl.distillation import (
+    LinearAnneal,
+    TeacherAdvantage,
+    TeacherReward,
+    TeacherScorer,
+    kd_mask,
+    kd_rkl_loss,
+)
+from dynascope.rl.hidden_reward import (
+    HiddenReward,
+    HiddenRewardSteering,
+    SharedTokenRelief,
+    gwhes,
+    nthr_reweight,
+    thr_reweight,
+    token_hidden_reward,
+)
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
 from dynascope.rl.presets import (
@@ -39,6 +56,18 @@ from dynascope.rl.presets import (
     stable_reinforce,
 )
 from dynascope.rl.quantiles import QuantileTracker
+    kd_rkl,
+    kdrl,
+    kdrl_annealed,
+    kdrl_masking_group,
+    kdrl_masking_response,
+    ppo,
+    preset,
+    reinforce_pp,
+    rloo,
+    thr,
+    thr_gspo,
+)
 from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk import mvar_advantage, risk_report
 from dynascope.rl.risk_advantage import RiskAdvantage
@@ -51,13 +80,20 @@ __all__ = [
     "AdvantageFilter",
     "EntropySignal",
     "GroupZScore",
+    "HiddenReward",
+    "HiddenRewardSteering",
     "KLTerm",
     "LeaveOneOut",
+    "LinearAnneal",
     "LossView",
     "PolicyBatch",
     "PolicyObjective",
     "QuantileTracker",
     "RiskAdvantage",
+    "SharedTokenRelief",
+    "TeacherAdvantage",
+    "TeacherReward",
+    "TeacherScorer",
     "WhitenedReturns",
     "aggregate",
     "center",
@@ -76,6 +112,18 @@ __all__ = [
     "log_ratios",
     "mvar_advantage",
     "normalize_advantages",
+    "gwhes",
+    "kd_mask",
+    "kd_rkl",
+    "kd_rkl_loss",
+    "kdrl",
+    "kdrl_annealed",
+    "kdrl_masking_group",
+    "kdrl_masking_response",
+    "kl_estimate",
+    "leave_one_out",
+    "log_ratios",
+    "nthr_reweight",
     "ppo",
     "preset",
     "reinforce_pp",
@@ -88,5 +136,9 @@ __all__ = [
     "stable_reinforce",
     "token_entropy",
     "unit_rms",
+    "thr",
+    "thr_gspo",
+    "thr_reweight",
+    "token_hidden_reward",
     "whiten",
 ]

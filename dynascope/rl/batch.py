@@ -12,7 +12,7 @@ _BY_TOKEN = (
     "log_probs", "behaviour_log_probs", "sampling_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values", "tokens",
 )  # fmt: skip
 _BY_TOKEN_AND_MORE = ("hidden", "logits", "ref_logits", "teacher_logits")
-_BY_COMPLETION = ("rewards", "group_ids", "correct", "is_truncated")
+_BY_COMPLETION = ("rewards", "group_ids", "correct", "is_solved", "is_truncated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +62,14 @@ class PolicyBatch:
     teacher_logits: Tensor | None = None
     correct: Tensor | None = None
     """(N,), bool: whether the answer is right, whatever the reward was made of."""
+    is_solved: Tensor | None = None
+    """(N,), bool: whether the completion's prompt has a right answer, in this rollout."""
     is_truncated: Tensor | None = None
     """(N,), bool: whether the completion ended at the length limit."""
     max_length: int | None = None
     """The length limit in tokens."""
+    temperature: float = 1.0
+    """At which completions were sampled; `hidden` times `unembedding`, over this, are the logits."""
     num_tokens: int | Tensor | None = None
     """Tokens of the whole optimizer step, over all its micro-batches and ranks; None says that this batch is all of it."""
     num_completions: int | Tensor | None = None

@@ -16,6 +16,8 @@ from dynascope.rl.advantages import penalised_rewards, returns_to_go
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.critic import LinearCritic
 from dynascope.rl.monitors import watch_advantages, watch_rollout
+from dynascope.rl.distillation import TeacherScorer, solved
+from dynascope.rl.monitors import watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
 from dynascope.rl.rewards import Reward, evaluate_rewards
 from dynascope.rl.rollout import Rollout, sample, score
@@ -101,7 +103,7 @@ def train(
     generator: torch.Generator,
     rewards: Reward | Mapping[str, Reward] | None = None,
     ref_model: nn.Module | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | TeacherScorer | None = None,
     critic: LinearCritic | None = None,
     keep: Callable[[PolicyBatch], Bool[Tensor, " N"]] | None = None,
     process: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -112,7 +114,7 @@ def train(
     Args:
         rewards: As in `evaluate_rewards`, given `problem` beside prompts and completions; None rewards right answers with 1.
         ref_model: The start model, where the objective has a term against it.
-        teacher: Likewise; it must have the policy's vocabulary.
+        teacher: Likewise; it must have the policy's vocabulary. A `TeacherScorer` says how it is asked.
         critic: For objectives that need values; made when it is needed and not given.
         keep: Which completions are learned from, once rewards are known (`learnable_groups` is DAPO's dynamic sampling).
             A rollout of which nothing is kept takes no optimizer step.
@@ -128,7 +130,8 @@ def train(
     if "values" in objective.rollout_needs and critic is None:
         critic = LinearCritic(model.get_output_embeddings().weight.shape[1])  # type: ignore[operator]
     for number in range(config.num_steps):
-        problems, rollout = draw_rollout(model, task, config, generator, process, number)
+        keeps_hidden = not {"hidden", "values"}.isdisjoint(objective.rollout_needs)
+        problems, rollout = draw_rollout(model, task, config, generator, process, number, keeps_hidden)
         completions = task.texts(rollout.tokens)
         correct = torch.tensor(task.are_right(problems, completions), device=rollout.tokens.device)
         if rewards is None:
@@ -140,8 +143,8 @@ def train(
             total = total.to(correct.device)
         metrics: Metrics = watch_rollout(rollout, total, correct)
 
-        batch = rollout.batch(total, correct=correct, step=number)
-        batch = batch.having(**known_before(model, rollout, objective, ref_model, teacher))
+        batch = rollout.batch(total, correct=correct, is_solved=solved(correct, rollout.group_ids), step=number)
+        batch = batch.having(**known_before(model, rollout, objective, ref_model, teacher, batch))
         if critic is not None and batch.hidden is not None:
             with torch.no_grad():
                 batch = batch.having(values=critic(batch.hidden))
@@ -181,6 +184,7 @@ def draw_rollout(
     generator: torch.Generator,
     process: Callable[[Tensor, Tensor], Tensor] | None = None,
     weights_version: int = 0,
+    keeps_hidden: bool = False,
 ) -> tuple[list[Any], Rollout]:
     """Problems, one a completion, and their completions."""
     drawn = task.draw(config.num_prompts, generator)
@@ -198,6 +202,7 @@ def draw_rollout(
         process=process,
         generator=generator,
         weights_version=weights_version,
+        keeps_hidden=keeps_hidden,
     )
     return [one for one in drawn for _ in range(config.num_samples)], rollout
 
@@ -208,9 +213,12 @@ def known_before(
     rollout: Rollout,
     objective: PolicyObjective,
     ref_model: nn.Module | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | TeacherScorer | None = None,
+    batch: PolicyBatch | None = None,
 ) -> dict[str, Tensor]:
     """What the objective's slots need of the policy as it was, of the start model and of a teacher; only that.
+
+    With `batch`, completions that no term of the objective keeps are not shown to the teacher.
 
     Raises ValueError for a model that is needed and not there.
     """
@@ -218,6 +226,9 @@ def known_before(
     wanted = objective.rollout_needs & _SCORED
     if "values" in objective.rollout_needs:
         wanted |= {"hidden"}
+    if rollout.hidden is not None and not wanted.isdisjoint({"hidden", "unembedding"}):
+        wanted -= {"hidden", "unembedding"}
+        known |= {"hidden": rollout.hidden, "unembedding": model.get_output_embeddings().weight}  # type: ignore[operator]
     if wanted:
         told = score(model, rollout, wanted)
         known |= {name: told[name] for name in told if name != "log_probs"}
@@ -229,7 +240,13 @@ def known_before(
         if other is None:
             argument = "ref_model" if name == "ref" else name
             raise ValueError(f"this objective needs {', '.join(sorted(own))}: give {argument}=")
-        told = score(other, rollout, {"logits"} if f"{name}_logits" in own else ())
+        if name == "teacher" and own == {"teacher_log_probs"}:
+            asked = other if isinstance(other, TeacherScorer) else TeacherScorer(other)
+            rows = None if batch is None else objective.kept_by_teacher(batch)
+            known["teacher_log_probs"] = asked(rollout, rows)
+            continue
+        scored = other.model if isinstance(other, TeacherScorer) else other
+        told = score(scored, rollout, {"logits"} if f"{name}_logits" in own else ())
         known |= {f"{name}_{one}": value for one, value in told.items() if f"{name}_{one}" in own}
     return known
 
@@ -266,10 +283,10 @@ def _mean(every: Sequence[Metrics], name: str) -> Tensor:
     return torch.stack([one[name].float() for one in every]).mean()
 
 
-def _check_vocabulary(model: nn.Module, teacher: nn.Module | None) -> None:
+def _check_vocabulary(model: nn.Module, teacher: nn.Module | TeacherScorer | None) -> None:
     if teacher is None:
         return
-    own, other = (one.get_output_embeddings().weight.shape[0] for one in (model, teacher))  # type: ignore[operator]
+    own, other = ((one if isinstance(one, TeacherScorer) else TeacherScorer(one)).size for one in (model, teacher))
     if own != other:
         raise ValueError(
             f"the teacher has a vocabulary of {other} tokens and the policy one of {own}; they must share it"

@@ -127,6 +127,15 @@ class PolicyObjective:
         truncated = frozenset(() if self.learns_from_truncated else {"is_truncated"})
         return _needs(self.clip, *self.adjust, *self.kl) | bonus | truncated
 
+    def kept_by_teacher(self, batch: PolicyBatch) -> Tensor | None:
+        """Which completions (N,) some slot compares with a teacher; None where that cannot be told, so all of them."""
+        terms = [term for term in self.kl if term.against == "teacher"]
+        others = _needs(self.advantage, *self.post, self.clip, *self.adjust)
+        if "teacher_log_probs" in others or any(term.keep is None for term in terms):
+            return None
+        kept = [one for term in terms if (one := term.kept(batch)) is not None]
+        return torch.stack([(one > 0).any(1) for one in kept]).any(0)
+
     def advantages(self, batch: PolicyBatch) -> Tensor:
         """The advantage of every completion (N,), or of every token (N, T), from a whole rollout; without a gradient.
 

@@ -6,6 +6,8 @@ import difflib
 from dynascope.rl.advantage_filter import AdvantageFilter
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
 from dynascope.rl.entropy_aware import entropy_aware
+from dynascope.rl.distillation import LinearAnneal, unsolved_prompts, wrong_answers
+from dynascope.rl.hidden_reward import HiddenRewardSteering
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.risk_advantage import RiskAdvantage
@@ -39,6 +41,24 @@ riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
 stable_reinforce = reinforce_pp.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))
 """2505.02835: log-ratios held before they are exponentiated, advantages beyond three sigma left out. Works over any other:
 `grpo.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))`. Its consistency reward is `rl.pairwise.JudgeReward`."""
+thr = grpo.having(post=(HiddenRewardSteering(p=0.2),))
+"""2510.03669: tilted towards tokens that raise the likelihood of right answers; p below 0 explores instead."""
+thr_gspo = thr.having(ratio="sequence-token", clip=(3e-4, 4e-4))
+"""The same on GSPO, whose token form takes advantages that differ from token to token."""
+kdrl = grpo.having(kl=(KLTerm("teacher", "k2", 2e-3),), aggregation="token-mean")
+"""2506.02208: the reverse divergence to a teacher on the policy's own samples beside the reward, over the same tokens."""
+kd_rkl = kdrl.having(policy_weight=0.0, kl=(KLTerm("teacher", "k2", 1.0),))
+"""Its baseline: the teacher alone."""
+kdrl_annealed = kdrl.having(kl=(KLTerm("teacher", "k2", LinearAnneal()),))
+"""Its best: much teacher at first, little later."""
+kdrl_masking_response = kdrl.having(
+    kl=(KLTerm("teacher", "k2", 2e-3, keep=wrong_answers, also_needs=frozenset({"correct"})),)
+)
+"""The teacher on wrong answers alone."""
+kdrl_masking_group = kdrl.having(
+    kl=(KLTerm("teacher", "k2", 2e-3, keep=unsolved_prompts, also_needs=frozenset({"is_solved"})),)
+)
+"""The teacher on prompts without a right answer alone."""
 
 PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
@@ -52,6 +72,13 @@ PRESETS: dict[str, PolicyObjective] = {
     "stable_reinforce": stable_reinforce,
     "hapo": hapo,
     "riskpo": riskpo,
+    "thr": thr,
+    "thr_gspo": thr_gspo,
+    "kdrl": kdrl,
+    "kd_rkl": kd_rkl,
+    "kdrl_annealed": kdrl_annealed,
+    "kdrl_masking_response": kdrl_masking_response,
+    "kdrl_masking_group": kdrl_masking_group,
 }
 
 

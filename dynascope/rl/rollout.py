@@ -35,6 +35,8 @@ class Rollout:
     temperature: float
     weights_version: int
     """Of the policy that sampled: how many updates it had seen."""
+    hidden: Float[Tensor, "N T width"] | None = None
+    """Inputs of the unembedding that each token was drawn from, where they were kept."""
 
     @property
     def lengths(self) -> Int[Tensor, " N"]:
@@ -64,6 +66,7 @@ class Rollout:
             "tokens": self.tokens,
             "is_truncated": self.is_truncated,
             "max_length": self.max_length,
+            "temperature": self.temperature,
         }
         return PolicyBatch(**(known | more))
 
@@ -82,13 +85,14 @@ def sample(
     process: Callable[[Tensor, Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
     weights_version: int = 0,
+    keeps_hidden: bool = False,
 ) -> Rollout:
     """`num_samples` completions of every prompt, each until its stop token or `max_new_tokens`.
 
     A prompt runs through the model once, whatever the number of its samples. Temperature 0 takes the likeliest token,
     with log-probabilities at temperature 1. `process(tokens so far, logits)` has the signature of Hugging Face's logits
     processors and changes what is drawn from, after the temperature. Draws come from `generator` alone; the model's
-    mode is put back.
+    mode is put back. `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to whoever needs it.
 
     Raises ValueError for no samples, no tokens, or a negative temperature.
 
@@ -102,6 +106,9 @@ def sample(
     inputs = _inputs(prompts, prompt_mask)
     was_training = model.training
     model.eval()
+    caught: list[Tensor] = []
+    head: Any = model.get_output_embeddings() if keeps_hidden else None  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0][:, -1])) if keeps_hidden else None
     try:
         output = model(**inputs, use_cache=True, **_last_logits(model, 1))
         cache = output.past_key_values
@@ -139,6 +146,10 @@ def sample(
             logits = model(**step, past_key_values=cache, use_cache=True).logits[:, -1]
     finally:
         model.train(was_training)
+        if hook is not None:
+            hook.remove()
+    if keeps_hidden:
+        caught[0] = caught[0].repeat_interleave(num_samples, 0)
 
     mask = torch.stack(alive, 1)
     width = int(mask.any(0).sum())
@@ -157,6 +168,7 @@ def sample(
         max_length=max_new_tokens,
         temperature=temperature or 1.0,
         weights_version=weights_version,
+        hidden=torch.stack(caught[:width], 1) if keeps_hidden else None,
     )
 
 

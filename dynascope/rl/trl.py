@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.distillation import TeacherScorer, solved
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
+from dynascope.rl.rollout import Rollout, score
 
 
 class PolicyObjectiveTrainer(GRPOTrainer):
@@ -18,16 +20,46 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     scale_rewards, importance_sampling_level, entropy_coef, delta) no longer count; an objective against the start model
     wants `beta` above 0 in the settings, so that TRL keeps that model, and weighs it by its own coefficient.
 
-    Raises ValueError when the objective needs what TRL does not give: a teacher, hidden states, logits or values.
+    Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters.
+
+    A `teacher` (a model with the policy's tokenizer, or a `TeacherScorer`) is asked once a rollout.
+
+    Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
+    has another vocabulary.
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
     """
 
-    def __init__(self, *args: Any, objective: PolicyObjective | str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        objective: PolicyObjective | str,
+        teacher: nn.Module | TeacherScorer | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.objective = preset(objective) if isinstance(objective, str) else objective
         needs = self.objective.rollout_needs | self.objective.loss_needs
-        missing = needs - {"behaviour_log_probs", "ref_log_probs", "entropy", "correct"}
+        self.teacher = TeacherScorer(teacher) if isinstance(teacher, nn.Module) else teacher
+        if self.teacher is not None:
+            self.teacher.model.to(self.accelerator.device)
+            own = TeacherScorer(self.accelerator.unwrap_model(self.model)).size
+            if own != self.teacher.size:
+                raise ValueError(
+                    f"the teacher has {self.teacher.size} tokens and the policy {own}; they must share them"
+                )
+        if "teacher_log_probs" in needs and self.teacher is None:
+            raise ValueError("this objective needs teacher_log_probs: give teacher=")
+        given = {
+            "teacher_log_probs",
+            "is_solved",
+            "behaviour_log_probs",
+            "ref_log_probs",
+            "entropy",
+            "correct",
+            "tokens",
+        }
+        missing = needs - given - {"hidden", "unembedding"} | (self.objective.loss_needs & {"hidden", "unembedding"})
         if missing:
             raise ValueError(f"TRL does not give {', '.join(sorted(missing))}, which this objective needs")
         if "ref_log_probs" in needs and self.beta == 0.0:
@@ -52,6 +84,15 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             "behaviour_log_probs": behaviour,
             "ref_log_probs": output.get("ref_per_token_logps"),
         }
+        if self.teacher is not None and "teacher_log_probs" in needs | self.objective.loss_needs:
+            local["teacher_log_probs"] = output["teacher_log_probs"] = self.teacher(self._rollout(output))
+        unembedding = None
+        if not needs.isdisjoint({"hidden", "unembedding", "tokens"}):
+            local["tokens"] = output["completion_ids"]
+        if not needs.isdisjoint({"hidden", "unembedding"}):
+            with torch.no_grad():
+                told = score(self.accelerator.unwrap_model(self.model), self._rollout(output), {"hidden"})
+            local["hidden"], unembedding = told["hidden"], told["unembedding"]
         # Estimators see the whole rollout, as TRL's own advantage does; every rank keeps its slice.
         everyone = {
             name: self.accelerator.gather(self.accelerator.pad_across_processes(value, dim=1))
@@ -60,13 +101,17 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         }
         num = self.num_generations if self.model.training else self.num_generations_eval
         rewards = self._rewards.to(mask.device)
+        groups = torch.arange(len(rewards), device=mask.device) // num
         batch = PolicyBatch(
             mask=everyone.pop("mask").bool(),
             rewards=rewards,
-            group_ids=torch.arange(len(rewards), device=mask.device) // num,
+            group_ids=groups,
             correct=rewards > 0,
+            is_solved=solved(rewards > 0, groups),
             max_length=self.max_completion_length,
+            temperature=self.temperature,
             step=self.state.global_step,
+            unembedding=unembedding,
             **everyone,
         )
         advantage = self.objective.advantages(batch)
@@ -76,8 +121,27 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         start = self.accelerator.process_index * len(mask)
         own = slice(start, start + len(mask))
         advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]
-        output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": batch.group_ids[own]}
+        output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": groups[own]}
+        output["is_solved"] = solved(rewards > 0, groups)[own]
         return output
+
+    def _rollout(self, output: dict[str, Any]) -> Rollout:
+        """This process's completions in our own form, without what only sampling knows."""
+        mask = self._mask(output)
+        unknown = torch.zeros(mask.shape, device=mask.device)
+        return Rollout(
+            prompts=output["prompt_ids"],
+            prompt_mask=output["prompt_mask"].bool(),
+            tokens=output["completion_ids"],
+            mask=mask,
+            behaviour_log_probs=unknown,
+            sampling_log_probs=unknown,
+            is_truncated=mask.new_zeros(len(mask)),
+            group_ids=torch.zeros_like(output["completion_ids"][:, 0]),
+            max_length=self.max_completion_length,
+            temperature=self.temperature,
+            weights_version=self.state.global_step,
+        )
 
     @torch.no_grad()
     def _log_probs(self, output: dict[str, Any]) -> Tensor:
@@ -109,6 +173,8 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             log_probs=log_probs,
             behaviour_log_probs=inputs.get("old_per_token_logps"),
             ref_log_probs=inputs.get("ref_per_token_logps"),
+            teacher_log_probs=inputs.get("teacher_log_probs"),
+            is_solved=inputs["is_solved"],
             entropy=entropy,
             correct=inputs["rewards"] > 0,
             max_length=self.max_completion_length,

@@ -34,6 +34,10 @@ def batch(num: int = 8, width: int = 5, **changes: Any) -> PolicyBatch:
             "values": normal(num, width),
             "entropy": normal(num, width).abs(),
             "correct": lengths > 2,
+            "hidden": normal(num, width, 4),
+            "unembedding": normal(7, 4),
+            "tokens": torch.randint(7, (num, width), generator=generator),
+            "is_solved": torch.arange(num) < 4,
             "max_length": width,
             **changes,
         }
@@ -262,7 +266,9 @@ def test_padding_and_the_order_of_rows_change_nothing() -> None:
             name: torch.nn.functional.pad(getattr(seen, name), (0, 3))
             for name in ("mask", "behaviour_log_probs", "log_probs", "ref_log_probs", "teacher_log_probs", "entropy")
         }
-        torch.testing.assert_close(objective.loss(seen.having(values=None, **pads))[0], expected)
+        torch.testing.assert_close(
+            objective.loss(seen.having(values=None, hidden=None, tokens=None, **pads))[0], expected
+        )
 
 
 def test_micro_batches_with_the_steps_counts_add_up() -> None:

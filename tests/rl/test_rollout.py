@@ -144,3 +144,14 @@ def test_monitors_by_hand() -> None:
 def test_only_groups_with_a_spread_are_learnable() -> None:
     rewards, ids = torch.tensor([1.0, 0, 1, 1, 0.5]), torch.tensor([3, 3, 1, 1, 0])
     assert learnable_groups(rewards, ids).tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("texts", [("47+85=",), ("7+5=", "123+456=")])
+def test_hidden_states_kept_while_sampling_are_those_of_a_pass_afterwards(
+    tiny_llama: Any, texts: tuple[str, ...]
+) -> None:
+    rollout = drawn(tiny_llama, texts, keeps_hidden=True)
+    assert rollout.hidden is not None
+    again = score(tiny_llama, rollout, {"hidden"})["hidden"]
+    torch.testing.assert_close(rollout.hidden[rollout.mask], again[rollout.mask], atol=1e-5, rtol=1e-4)
+    assert torch.equal(rollout.tokens, drawn(tiny_llama, texts).tokens)

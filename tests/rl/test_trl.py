@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dynascope.rl.advantages import WhitenedReturns
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.distillation import TeacherReward
 from dynascope.rl.kl import KLTerm
-from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, reinforce_pp
+from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_group, reinforce_pp
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -135,6 +136,11 @@ def test_a_preset_is_trls_loss(
         (grpo.having(kl=(KLTerm("ref", "k2", 0.1),), entropy_bonus=1e-3), {"beta": 1e-3, "num_iterations": 2}),
     ],
     ids=["dapo", "riskpo", "hapo", "reinforce_pp", "stable_reinforce", "grpo with k2"],
+        ("thr", {}),
+        ("thr_gspo", {"num_iterations": 2}),
+        (grpo.having(kl=(KLTerm("ref", "k2", 0.1),), entropy_bonus=1e-3), {"beta": 1e-3, "num_iterations": 2}),
+    ],
+    ids=["dapo", "reinforce_pp", "thr", "thr_gspo", "grpo with k2"],
 )
 def test_trls_trainer_runs_it(
     objective: Any, changes: dict[str, Any], tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
@@ -153,9 +159,32 @@ def test_trls_trainer_runs_it(
     assert max(moved) > 1e-5
 
 
-def test_grpo_in_our_trainer_takes_trls_own_steps(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
-    import copy
+def test_trls_trainer_asks_a_teacher(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    from dynascope.rl.trl import PolicyObjectiveTrainer
 
+    teacher = copy.deepcopy(tiny_llama)
+    torch.nn.init.normal_(teacher.lm_head.weight, std=0.2)
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path),
+        objective=kdrl_masking_group.having(advantage=TeacherReward()), teacher=teacher,
+    )  # fmt: skip
+    ours.train()
+    told = [log for log in ours.state.log_history if "policy/kl/teacher" in log]
+    assert len(told) == 2
+    assert all(log["policy/kl/teacher"] > 0 for log in told)
+    teacher.resize_token_embeddings(24)
+    with pytest.raises(ValueError, match="must share"):
+        trainer(
+            PolicyObjectiveTrainer,
+            tiny_llama,
+            character_tokenizer,
+            settings(tmp_path),
+            objective="kdrl",
+            teacher=teacher,
+        )
+
+
+def test_grpo_in_our_trainer_takes_trls_own_steps(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
     from dynascope.rl.trl import PolicyObjectiveTrainer
 
     other = copy.deepcopy(tiny_llama)
@@ -174,7 +203,7 @@ def test_what_trl_cannot_give_is_told(tiny_llama: Any, character_tokenizer: Any,
     def make(objective: Any) -> None:
         trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path), objective=objective)
 
-    with pytest.raises(ValueError, match="does not give teacher_log_probs"):
+    with pytest.raises(ValueError, match="give teacher="):
         make(grpo.having(kl=(KLTerm("teacher", "k2"),)))
     with pytest.raises(ValueError, match="set beta"):
         make(reinforce_pp.having(advantage=WhitenedReturns(1e-3)))

@@ -23,6 +23,7 @@ STUDIES = (
     "grokking-lazy-rich",
     "hapo",
     "icl-linear-regression",
+    "kdrl",
     "mamba-icl-outliers",
     "mesa-optimization",
     "neural-tangent-kernel",
@@ -32,6 +33,7 @@ STUDIES = (
     "scan-and-snap",
     "sigma-reparam",
     "simplerl-zoo",
+    "token-hidden-reward",
 )
 
 

@@ -1,0 +1,353 @@
+"""Distillation from a teacher on the policy's own samples, beside rewards or instead of them (KDRL, arXiv 2506.02208).
+
+With R = log π_teacher − log π at the sampled tokens, the k2 term β·R²/2 has the gradient of β·KL(π ‖ teacher), token by token.
+It enters in one of three ways:
+
+| integration | slot                                     | what it is                                                     |
+|-------------|------------------------------------------|----------------------------------------------------------------|
+| joint       | `kl=(KLTerm("teacher", "k2", β),)`       | the paper's: a term of its own, with its own mask and clamp    |
+| advantage   | `adjust=(TeacherAdvantage(β),)`          | A + β·R: the same gradient at ratio 1, else weighed and clipped |
+| reward      | `advantage=TeacherReward(β)`             | β·ΣR in the reward, before groups are compared                 |
+
+A term of kind k1 trains nothing, and one of kind k3 goes towards KL(teacher ‖ π): see the table in `rl/kl.py`. A sharp
+teacher far from the policy gives R of −10 to −20, and k2 weighs tokens by it: `clamp=2` bounds that weight.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dynascope.rl.advantages import GroupZScore, returns_to_go
+from dynascope.rl.aggregation import aggregate
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.kl import kl_estimate
+from dynascope.rl.objective import Advantage, LossView
+from dynascope.rl.rollout import Rollout, completion_logits
+
+Credit = Literal["immediate", "return_to_go"]
+
+
+@dataclass(frozen=True)
+class LinearAnneal:
+    """max(start − rate · step, floor): a coefficient that any slot with a schedule takes.
+
+    By default the paper's, which is at the floor from step 80. It has no state but the step that it is asked for.
+    Raises ValueError for a negative rate, or a floor above the start.
+
+    >>> LinearAnneal(5e-3, 1e-3, 5e-5)(40)
+    0.003
+    """
+
+    start: float = 5e-3
+    floor: float = 1e-3
+    rate: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if self.rate < 0 or self.floor > self.start:
+            raise ValueError(f"rate={self.rate} must not be negative, nor floor={self.floor} above start={self.start}")
+
+    def __call__(self, step: int) -> float:
+        return max(self.start - self.rate * step, self.floor)
+
+    @staticmethod
+    def over(start: float, floor: float, horizon: int) -> "LinearAnneal":
+        """At the floor from the step `horizon`.
+
+        >>> LinearAnneal.over(0.1, 0.01, 40)(20)
+        0.055
+        """
+        return LinearAnneal(start, floor, (start - floor) / horizon)
+
+
+def kd_mask(correct: Bool[Tensor, " N"], group_ids: Int[Tensor, " N"], mode: str = "none") -> Bool[Tensor, " N"]:
+    """Which completions are distilled: all ("none"), wrong ones ("response"), those of prompts without a right one ("group").
+
+    It goes by correctness, whatever the reward. Source: 2506.02208, section 3.4. Raises ValueError for another mode.
+
+    >>> kd_mask(torch.tensor([True, False, False, False]), torch.tensor([0, 0, 1, 1]), "group")
+    tensor([False, False,  True,  True])
+    """
+    if mode == "none":
+        return torch.ones_like(correct)
+    if mode == "response":
+        return ~correct
+    if mode == "group":
+        return ~solved(correct, group_ids)
+    raise ValueError(f"mode is none, response or group, not {mode!r}")
+
+
+def solved(correct: Bool[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """Whether a completion's prompt has a right one.
+
+    >>> solved(torch.tensor([True, False, False]), torch.tensor([0, 0, 1]))
+    tensor([ True,  True, False])
+    """
+    _, index = group_ids.unique(return_inverse=True)
+    found: Tensor = (index.bincount(correct.float()) > 0)[index]
+    return found
+
+
+def wrong_answers(batch: PolicyBatch) -> Bool[Tensor, " N"]:
+    """Mask "response" as the `keep` of a KL term, which says `also_needs=frozenset({"correct"})`.
+
+    >>> KLTerm("teacher", "k2", 5e-3, keep=wrong_answers, also_needs=frozenset({"correct"}))
+    """
+    assert batch.correct is not None
+    return ~batch.correct
+
+
+def unsolved_prompts(batch: PolicyBatch) -> Bool[Tensor, " N"]:
+    """Mask "group" likewise, with `also_needs=frozenset({"is_solved"})`: minibatches part the completions of a prompt.
+
+    >>> KLTerm("teacher", "k2", 5e-3, keep=unsolved_prompts, also_needs=frozenset({"is_solved"}))
+    """
+    assert batch.is_solved is not None
+    return ~batch.is_solved
+
+
+def floored(
+    teacher_log_probs: Float[Tensor, "N T"],
+    log_probs: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    lowest: float = -20.0,
+) -> tuple[Float[Tensor, "N T"], Int[Tensor, ""]]:
+    """A teacher's log-probabilities with R held at `lowest` from below, and how many tokens that took.
+
+    For teachers that answer −inf, as servers do that know their likeliest tokens alone.
+
+    >>> teacher_log_probs, count = floored(teacher_log_probs, behaviour_log_probs, mask)
+    """
+    least = log_probs.float() + lowest
+    is_below = (teacher_log_probs.float() < least) & mask
+    return torch.where(is_below, least, teacher_log_probs.float()), is_below.sum()
+
+
+def kd_rkl_loss(
+    log_probs: Float[Tensor, "N T"],
+    teacher_log_probs: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    estimator: str = "k2",
+    keep: Bool[Tensor, " N"] | None = None,
+    mask_norm: str = "all",
+    is_ratio: Float[Tensor, "N T"] | None = None,
+    credit: str = "immediate",
+    gamma: float = 1.0,
+    clamp: float | None = None,
+) -> Float[Tensor, ""]:
+    """Distillation alone as a plain function: the token mean of an estimate of KL(π ‖ teacher) on the policy's own samples.
+
+    Args:
+        keep: Completions that are distilled, as from `kd_mask`; none gives 0.
+        mask_norm: Mean over "all" tokens (fewer kept ones weaken it) or over the "kept" ones.
+        is_ratio: π / π_behaviour where the policy has moved since it sampled; taken as a constant.
+        credit: "immediate" is the gradient of each token's own divergence; "return_to_go" also credits a token with what
+            the teacher thinks of the tokens behind it, discounted by `gamma`: the divergence of whole completions. That
+            is a policy gradient, whose value means nothing, and for k2 alone.
+        clamp: Of |R|.
+
+    Raises ValueError for an unknown setting, or "return_to_go" with another estimator than k2.
+
+    >>> kd_rkl_loss(log_probs, teacher_log_probs, mask, keep=kd_mask(correct, group_ids, "response"))
+    """
+    if mask_norm not in ("all", "kept"):
+        raise ValueError(f"mask_norm is all or kept, not {mask_norm!r}")
+    own, other = log_probs.masked_fill(~mask, 0.0), teacher_log_probs.masked_fill(~mask, 0.0)
+    if credit == "immediate":
+        by_token = kl_estimate(own, other, estimator, clamp=clamp)
+    elif credit == "return_to_go":
+        if estimator != "k2":
+            raise ValueError("credit='return_to_go' is a policy gradient of R, which is k2's: leave estimator='k2'")
+        by_token = -teacher_credit(own.detach(), other, mask, credit=credit, gamma=gamma, clamp=clamp) * own
+    else:
+        raise ValueError(f"credit is immediate or return_to_go, not {credit!r}")
+    if is_ratio is not None:
+        by_token = by_token * is_ratio.detach()
+    kept = mask if keep is None else mask & keep[:, None]
+    return aggregate(by_token, kept, "token-mean", num_tokens=None if mask_norm == "kept" else mask.sum())
+
+
+def teacher_credit(
+    log_probs: Float[Tensor, "N T"],
+    teacher_log_probs: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    credit: str = "immediate",
+    gamma: float = 1.0,
+    clamp: float | None = None,
+) -> Float[Tensor, "N T"]:
+    """R at every token, or the sum of it and what comes behind; without a gradient, and 0 at padding.
+
+    >>> advantage + 0.005 * teacher_credit(log_probs, teacher_log_probs, mask)
+    """
+    gap = (teacher_log_probs.float() - log_probs.float()).detach().masked_fill(~mask, 0.0)
+    gap = gap if clamp is None else gap.clamp(-clamp, clamp)
+    return gap if credit == "immediate" else returns_to_go(gap, mask, gamma=gamma)
+
+
+@dataclass(frozen=True)
+class TeacherAdvantage:
+    """A + β·R in every minibatch, as an `adjust` slot: integration "advantage".
+
+    >>> grpo.having(adjust=(TeacherAdvantage(5e-3),))
+    """
+
+    coefficient: float | Callable[[int], float] = 2e-3
+    clamp: float | None = None
+    credit: Credit = "immediate"
+    gamma: float = 1.0
+    keep: Callable[[PolicyBatch], Tensor] | None = None
+    also_needs: frozenset[str] = frozenset()
+    """What `keep` reads."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The teacher."""
+        return self.also_needs | {"teacher_log_probs"}
+
+    def __call__(self, advantage: Tensor, view: LossView) -> Float[Tensor, "N T"]:
+        batch = view.batch
+        assert batch.log_probs is not None
+        assert batch.teacher_log_probs is not None
+        beta = self.coefficient(batch.step) if callable(self.coefficient) else self.coefficient
+        added = beta * teacher_credit(
+            batch.log_probs,
+            batch.teacher_log_probs,
+            batch.mask,
+            credit=self.credit,
+            gamma=self.gamma,
+            clamp=self.clamp,
+        )
+        return advantage + (added if self.keep is None else added * self.keep(batch).float()[:, None])
+
+
+@dataclass(frozen=True)
+class TeacherReward:
+    """Reward + β·(sum or mean of R over the completion's tokens), then any estimator: integration "reward".
+
+    A group of equal rewards is no longer one, so prompts without a right answer teach something here too.
+
+    >>> grpo.having(advantage=TeacherReward(1e-3))
+    """
+
+    coefficient: float | Callable[[int], float] = 2e-3
+    over: Literal["sum", "mean"] = "sum"
+    clamp: float | None = None
+    estimator: Advantage = field(default_factory=GroupZScore)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The teacher, and the policy as it sampled."""
+        own: frozenset[str] = getattr(self.estimator, "needs", frozenset())
+        return own | {"behaviour_log_probs", "teacher_log_probs"}
+
+    def __call__(self, batch: PolicyBatch) -> Tensor:
+        assert batch.behaviour_log_probs is not None
+        assert batch.teacher_log_probs is not None
+        beta = self.coefficient(batch.step) if callable(self.coefficient) else self.coefficient
+        gap = teacher_credit(batch.behaviour_log_probs, batch.teacher_log_probs, batch.mask, clamp=self.clamp).sum(1)
+        gap = gap if self.over == "sum" else gap / batch.mask.sum(1).clamp(min=1)
+        return self.estimator(batch.having(rewards=batch.rewards + beta * gap))
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherScorer:
+    """A teacher's log-probabilities of sampled tokens, a few completions at a time, so that few logits are held.
+
+    Args:
+        model: Frozen by whoever made it; it is asked in evaluation mode and without a gradient.
+        micro_batch: Completions at a time.
+        vocabulary: Only these first tokens count, where the teacher's table is padded to more than the policy's.
+
+    >>> train(model, preset("kdrl"), task, optimizer, generator=generator, teacher=TeacherScorer(teacher, micro_batch=8))
+    """
+
+    model: nn.Module
+    micro_batch: int = 64
+    vocabulary: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Of the vocabulary that counts."""
+        return self.vocabulary or len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout, rows: Bool[Tensor, " N"] | None = None) -> Float[Tensor, "N T"]:
+        """At the rollout's temperature, in float32. Completions that are not in `rows` keep the policy's own."""
+        told = rollout.behaviour_log_probs.float().clone()
+        places = torch.arange(len(rollout)) if rows is None else rows.nonzero().flatten()
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for some in places.split(self.micro_batch):
+                part = rollout.select(some)
+                logits = completion_logits(self.model, part.prompts, part.prompt_mask, part.tokens)[..., : self.size]
+                log_probs = -nn.functional.cross_entropy(
+                    logits.float().mT / rollout.temperature, part.tokens, reduction="none"
+                )
+                told[some] = log_probs.masked_fill(~part.mask, 0.0)
+        finally:
+            self.model.train(was_training)
+        return told
+
+
+GAPS = (-20.0, -10.0, -5.0, -2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0, 5.0)
+"""Edges of the histogram of R, in nats."""
+
+
+def watch_teacher(batch: PolicyBatch) -> dict[str, Tensor]:
+    """What a rollout says of the teacher, without a further pass.
+
+    - `teacher/gap_histogram`: share of tokens with R below, between and above `GAPS`.
+    - `teacher/kl`: mean of −R, an unbiased estimate of KL(π ‖ teacher) a token, in nats; of right and of wrong completions
+      `teacher/kl_right`, `teacher/kl_wrong`.
+    - `teacher/gap_max`: the largest |R|: beyond 10, clamp.
+    - `rollout/tokens_per_right`: all tokens over right completions.
+
+    >>> watch_teacher(step.batch)["teacher/gap_max"]
+    """
+    assert batch.behaviour_log_probs is not None
+    assert batch.teacher_log_probs is not None
+    assert batch.correct is not None
+    gap = teacher_credit(batch.behaviour_log_probs, batch.teacher_log_probs, batch.mask)
+    own = gap[batch.mask]
+    counts = torch.bucketize(own, own.new_tensor(GAPS)).bincount(minlength=len(GAPS) + 1)
+    right = batch.correct[:, None] & batch.mask
+    return {
+        "teacher/gap_histogram": counts / counts.sum(),
+        "teacher/kl": -own.mean(),
+        "teacher/kl_right": -gap[right].mean(),
+        "teacher/kl_wrong": -gap[batch.mask & ~right].mean(),
+        "teacher/gap_max": own.abs().max(),
+        "rollout/tokens_per_right": batch.mask.sum() / batch.correct.sum(),
+    }
+
+
+def gradient_cosine(
+    model: nn.Module, losses: Sequence[Callable[[], Tensor]]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " losses"]]:
+    """Cosine of the gradients of two losses, and the norm of each: do reward and teacher pull the same way, and how hard?
+
+    A norm of 0 for the distillation loss on the first step says that no teacher arrived. Two backward passes.
+
+    >>> reward, teacher = objective.having(kl=()), objective.having(policy_weight=0.0)
+    >>> gradient_cosine(model, [lambda: reward.loss(batch())[0], lambda: teacher.loss(batch())[0]])
+    """
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    flat: list[Any] = []
+    for loss in losses:
+        gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+        flat.append(
+            torch.cat(
+                [
+                    torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
+                    for parameter, gradient in zip(parameters, gradients, strict=True)
+                ]
+            )
+        )
+    return torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0), torch.stack([one.norm() for one in flat])

@@ -1,0 +1,24 @@
+"""Few tokens carry GRPO, and a tilt of them trades exploitation for exploration (arXiv 2510.03669)."""
+
+from dynascope.studies.harness import Paper, Study
+from dynascope.studies.token_hidden_reward.claims import CLAIMS
+from dynascope.studies.token_hidden_reward.method import Arm, Config, train
+
+study = Study(
+    name="token-hidden-reward",
+    paper=Paper(
+        "2510.03669",
+        "Token Hidden Reward: Steering Exploration-Exploitation in Group Relative Deep Reinforcement Learning",
+        2025,
+    ),
+    arms={"neutral": Arm(0), "exploit": Arm(1), "explore": Arm(-1)},
+    presets={
+        "smoke": Config((1,), width=32, base_steps=60, num_steps=2, num_prompts=8, num_samples=4, test_problems=8),
+        "small": Config(),
+        # The paper trains Qwen2.5 models on competition mathematics: 40 steps of 128 prompts, 8 answers each.
+        "paper": Config((3,), num_layers=4, width=256, base_steps=1000, p=0.2, num_steps=40, num_prompts=128, lr=1e-5),
+    },
+    train=train,
+    figures="dynascope.studies.token_hidden_reward.figures",
+    claims=CLAIMS,
+)

@@ -1,0 +1,107 @@
+"""Figures of `token-hidden-reward`: how concentrated it is, what steps do, and what the tilt does to training."""
+
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+
+from dynascope.report import Chart, draw
+from dynascope.studies.harness import Runs
+from dynascope.studies.harness.curves import curves
+
+ARMS = {"exploit": "p above 0", "neutral": "p = 0 (GRPO)", "explore": "p below 0"}
+
+
+def figures(runs: Sequence[Runs]) -> list[Chart]:
+    """Mechanism, concentration, entropy and answers."""
+    return [mechanism(runs), concentration(runs), entropy(runs), answers(runs)]
+
+
+def mechanism(runs: Sequence[Runs]) -> Chart:
+    """What one step on tokens of one sign does to the right answers of the prompt."""
+    moved = {"head": "the unembedding moves", "all": "all weights move"}
+    signs = {"plus": "positive THR", "minus": "negative THR"}
+    rows = [
+        {"change": float(value), "tokens": told, "moved": what, "seed": seed}
+        for seed, records in enumerate(runs)
+        if "neutral" in records
+        for one, what in moved.items()
+        for sign, told in signs.items()
+        if f"mechanism/{one}_{sign}" in records["neutral"]
+        for value in records["neutral"][f"mechanism/{one}_{sign}"].values[0]
+    ]
+    chart = (
+        alt.Chart(width=200, height=200)
+        .mark_tick(opacity=0.5, thickness=1.5)
+        .encode(
+            x=alt.X("tokens:N", title=None, sort=list(signs.values()), axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("change:Q", title="change of Σ log π, right answers (nats)"),
+            color=alt.Color("tokens:N", legend=None, sort=list(signs.values())),
+            column=alt.Column("moved:N", title=None, sort=list(moved.values())),
+        )
+    )
+    return draw("A token does what its hidden reward says", "One mark a prompt, steps of equal length.", rows, chart)
+
+
+def concentration(runs: Sequence[Runs]) -> Chart:
+    """How much of all |THR| the strongest tokens hold."""
+    rows = [
+        {"top": str(top), "held": float(value), "seed": seed}
+        for seed, records in enumerate(runs)
+        if "neutral" in records
+        for top, value in zip(
+            records["neutral"]["thr/concentration"].top.values,
+            records["neutral"]["thr/concentration"].values[0],
+            strict=True,
+        )
+    ]
+    chart = (
+        alt.Chart(width=430, height=220)
+        .mark_line(point=True, strokeWidth=1.2)
+        .encode(
+            x=alt.X("top:O", title="strongest tokens", sort=None, axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("held:Q", title="share of all |THR|", scale=alt.Scale(domain=[0, 1])),
+            detail="seed:N",
+        )
+    )
+    return draw("Few tokens carry the training", "Of prompts with right and wrong answers; a line a seed.", rows, chart)
+
+
+def entropy(runs: Sequence[Runs]) -> Chart:
+    """Entropy over training, by the tilt."""
+    rows = [row for arm, what in ARMS.items() for row in curves(runs, arm, {"policy/entropy": what})]
+    chart = (
+        alt.Chart(width=430, height=240)
+        .mark_line(strokeWidth=1.2)
+        .encode(
+            x=alt.X("step:Q", title="step"),
+            y=alt.Y("value:Q", title="entropy (nats)", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
+            detail="seed:N",
+        )
+    )
+    return draw("The tilt and the entropy", "Of the next token; one line a seed.", rows, chart)
+
+
+def answers(runs: Sequence[Runs]) -> Chart:
+    """pass@k at the end, mean over seeds."""
+    rows = []
+    for arm, what in ARMS.items():
+        ends = [records[arm]["test/pass_at_k"] for records in runs if arm in records]
+        if ends:
+            values = np.mean([one.values[-1] for one in ends], 0)
+            rows += [
+                {"k": int(k), "value": float(v), "what": what} for k, v in zip(ends[0].k.values, values, strict=True)
+            ]
+    chart = (
+        alt.Chart(width=430, height=240)
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)"),
+            y=alt.Y("value:Q", title="pass@k", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
+        )
+    )
+    return draw(
+        "What the tilt is worth", "Chance that one of k answers is right, at the end; mean of seeds.", rows, chart
+    )

@@ -1,0 +1,177 @@
+"""Few tokens carry GRPO, and a tilt towards or away from them trades exploitation for exploration (arXiv 2510.03669).
+
+A small decoder that does sums with written steps rather badly is trained by GRPO. Three arms differ in p alone: tokens that
+raise the likelihood of right answers are amplified (p above 0), left, or weakened. Before training, the arm without a tilt
+also tries the mechanism: from the start model, one small step on the tokens with positive hidden reward of one prompt, and
+one on those with negative, and what either does to the right answers of that prompt.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynascope.probes.hidden_reward import TOP, concentration, likelihood_displacement, top_overlap
+from dynascope.record import Series
+from dynascope.rl.advantages import group_z_score
+from dynascope.rl.arithmetic import Arithmetic
+from dynascope.rl.base_model import BaseModel
+from dynascope.rl.hidden_reward import HiddenReward, HiddenRewardSteering, token_hidden_reward
+from dynascope.rl.loop import LoopConfig, Step, draw_rollout
+from dynascope.rl.presets import grpo
+from dynascope.rl.rollout import Rollout, score
+from dynascope.studies.harness import StudyRecord
+from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce, start_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and lengths."""
+
+    digits: tuple[int, ...] = (2,)
+    num_layers: int = 1
+    width: int = 48
+    base_steps: int = 160
+    """Of supervised learning; the start model should be right about a fifth of the time."""
+    p: float = 0.5
+    """How far the two tilted arms go."""
+    num_steps: int = 60
+    num_prompts: int = 24
+    num_samples: int = 8
+    lr: float = 5e-4
+    step_length: float = 1e-3
+    """Of the steps that try the mechanism: the norm of the change of the weights."""
+    test_problems: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p < 1 or self.num_samples < 2 or self.step_length <= 0:
+            raise ValueError("p must lie between 0 and 1, num_samples be at least 2 and step_length positive")
+
+    @property
+    def task(self) -> Arithmetic:
+        """Sums of these levels."""
+        return Arithmetic(self.digits)
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The amount of training."""
+        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Which way to tilt: 1 exploits, −1 explores."""
+
+    sign: int
+
+
+def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
+    """Reinforcement learning with the tilt of the arm."""
+    spec = BaseModel(config.task, num_layers=config.num_layers, width=config.width, num_steps=config.base_steps)
+    model = start_model(record, spec, seed)
+    record.declare(Series("thr/concentration", ("top",), coords={"top": [f"{share:.0%}" for share in TOP]}))
+    if arm.sign == 0:
+        try_mechanism(config, model, seed, record)
+    record.add(0, {"greedy/correct": greedy(config, model)})
+
+    def look(step: Step) -> None:
+        if step.number % 10 == 0 or step.number + 1 == config.num_steps:
+            rollout, correct = step.rollout, step.batch.correct
+            assert correct is not None
+            with torch.no_grad():
+                after = score(model, rollout)["log_probs"]
+            told = likelihood_displacement(rollout.behaviour_log_probs, after, rollout.mask, correct, rollout.group_ids)
+            record.add(step.number, {"thr/displacement": told.change.nanmean()})
+
+    reinforce(
+        record,
+        model,
+        grpo.having(post=(HiddenRewardSteering(p=config.p * arm.sign),)),
+        config.task,
+        config.loop,
+        lr=config.lr,
+        seed=seed,
+        evaluation=Evaluation(config.test_problems, every=max(config.num_steps // 4, 1)),
+        look=look,
+    )
+    record.add(config.num_steps, {"greedy/correct": greedy(config, model)})
+
+
+def greedy(config: Config, model: nn.Module) -> Tensor | float:
+    """Share of right answers of the likeliest tokens."""
+    return measure_policy(model, config.task, Evaluation(config.test_problems, 1), temperature=0.0)["test/correct"]
+
+
+def try_mechanism(config: Config, model: nn.Module, seed: int, record: StudyRecord) -> None:
+    """Steps on tokens of one sign alone, prompt by prompt, of the unembedding and of all weights."""
+    _, rollout = drawn = draw_rollout(model, config.task, config.loop, torch.Generator().manual_seed(seed))
+    correct = torch.tensor(config.task.are_right(drawn[0], config.task.texts(rollout.tokens)))
+    with torch.no_grad():
+        told = score(model, rollout, {"hidden", "entropy"})
+    hidden_reward = token_hidden_reward(
+        told["hidden"], rollout.tokens, rollout.mask, correct, rollout.group_ids, unembedding=told["unembedding"]
+    )
+    mixed = (hidden_reward.tau > -torch.inf)[:, None] & rollout.mask
+    record.add(
+        0,
+        {
+            "thr/concentration": concentration(hidden_reward.thr, mixed),
+            "thr/entropy_overlap": top_overlap(hidden_reward.thr, told["entropy"], mixed),
+        },
+    )
+    changes = mechanism(config, model, rollout, correct, hidden_reward)
+    for name in changes:
+        record.declare(Series(name, ("group",), "nat", "Change of the log-probability of a prompt's right answers."))
+    record.add(0, changes)
+
+
+def mechanism(
+    config: Config, model: nn.Module, rollout: Rollout, correct: Tensor, hidden_reward: HiddenReward
+) -> Mapping[str, Tensor]:
+    """By weights that move and sign of tokens: what one step does to Σ log π of right answers, (groups,)."""
+    advantage = group_z_score(correct.float(), rollout.group_ids, std="population")
+    head: nn.Parameter = model.get_output_embeddings().weight  # type: ignore[operator]
+    moved = {"head": [head], "all": list(model.parameters())}
+    found: dict[str, list[Tensor]] = {f"mechanism/{name}_{sign}": [] for name in moved for sign in ("plus", "minus")}
+    for group in rollout.group_ids[hidden_reward.tau > -torch.inf].unique():
+        rows = rollout.group_ids == group
+        own, weights = rollout.select(rows), (advantage[:, None] * rollout.mask)[rows]
+        log_probs = score(model, own)["log_probs"]
+        before = (log_probs.detach() * own.mask)[correct[rows]].sum()
+        signs = {"plus": hidden_reward.thr[rows] > 0, "minus": hidden_reward.thr[rows] < 0}
+        # All gradients come first: a step changes in place what another one's backward pass would read.
+        uphill = {
+            f"mechanism/{name}_{sign}": (
+                parameters,
+                torch.autograd.grad((log_probs * weights * chosen).sum(), parameters, retain_graph=True),
+            )
+            for name, parameters in moved.items()
+            for sign, chosen in signs.items()
+        }
+        for name, (parameters, gradients) in uphill.items():
+            after = _after_step(model, own, correct[rows], parameters, gradients, config.step_length)
+            found[name].append(after - before)
+    return {name: torch.stack(every) for name, every in found.items() if every}
+
+
+@torch.no_grad()
+def _after_step(
+    model: nn.Module,
+    rollout: Rollout,
+    correct: Tensor,
+    parameters: list[nn.Parameter],
+    gradients: tuple[Tensor, ...],
+    length: float,
+) -> Tensor:
+    """Σ log π of right answers after a step uphill, which is taken back."""
+    size = torch.stack(torch._foreach_norm(gradients)).norm()
+    kept = [parameter.clone() for parameter in parameters]
+    # A group may have no token of this sign; then nothing moves.
+    scale = length / size if size > 0 else size
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.add_(scale * gradient)
+    after = (score(model, rollout)["log_probs"] * rollout.mask)[correct].sum()
+    for parameter, old in zip(parameters, kept, strict=True):
+        parameter.copy_(old)
+    return after

@@ -1,0 +1,339 @@
+"""Token hidden reward: by hand, against the double sum and autograd, and what its slots leave alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynascope.kernels.layerwise import Outer
+from dynascope.kernels.products import inner_products
+from dynascope.rl import hidden_reward
+from dynascope.rl.advantages import group_z_score
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.hidden_reward import (
+    HiddenRewardSteering,
+    SharedTokenRelief,
+    TopEntropy,
+    gwhes,
+    nthr_reweight,
+    positive_only,
+    thr_reweight,
+    token_hidden_reward,
+)
+from dynascope.rl.presets import grpo, gspo, thr, thr_gspo
+
+VOCABULARY, WIDTH = 7, 4
+
+
+class World:
+    """Groups of sizes 4, 3 and 2, interleaved: mixed, mixed, all right; float64."""
+
+    def __init__(self, length: int = 5) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.group_ids = torch.tensor([5, 5, 2, 5, 2, 9, 5, 2, 9])
+        self.correct = torch.tensor([True, False, True, True, False, True, False, False, True])
+        lengths = torch.randint(1, length + 1, (9,), generator=generator)
+        self.mask = torch.arange(length) < lengths[:, None]
+        self.tokens = torch.randint(VOCABULARY, (9, length), generator=generator)
+        self.hidden = torch.randn(9, length, WIDTH, generator=generator, dtype=torch.float64)
+        self.unembedding = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64)
+
+    @property
+    def advantage(self) -> Tensor:
+        return group_z_score(self.correct.double(), self.group_ids, std="population", eps=0.0)
+
+    def measure(self, **changes: Any) -> hidden_reward.HiddenReward:
+        given = {"group_ids": self.group_ids, "unembedding": self.unembedding, **changes}
+        return token_hidden_reward(self.hidden, self.tokens, self.mask, self.correct, **given)
+
+    def batch(self, **changes: Any) -> PolicyBatch:
+        return PolicyBatch(
+            **{
+                "mask": self.mask,
+                "rewards": self.correct.float(),
+                "group_ids": self.group_ids,
+                "correct": self.correct,
+                "hidden": self.hidden,
+                "unembedding": self.unembedding,
+                "tokens": self.tokens,
+                "entropy": torch.rand(self.mask.shape),
+                **changes,
+            }
+        )
+
+
+def double_sum(world: World, vocabulary: str = "full") -> Tensor:
+    """The definition: over all pairs of tokens, by the library's products of a layer's gradients."""
+    probs = (world.hidden @ world.unembedding.T).softmax(-1)
+    error = torch.nn.functional.one_hot(world.tokens, VOCABULARY) - probs
+    influence = torch.zeros(world.mask.shape, dtype=torch.float64)
+    for row, column in world.mask.nonzero().tolist():
+        group = world.group_ids == world.group_ids[row]
+        anchors = (group & world.correct)[:, None] & world.mask
+        others, own = error[anchors], error[row, column].expand(int(anchors.sum()), -1)
+        if vocabulary == "group":
+            kept = world.tokens[group[:, None] & world.mask].unique()
+            others, own = others[:, kept], own[:, kept]
+        hidden = world.hidden[row, column].expand(len(own), -1)
+        one, two = Outer(hidden[:, None], own[:, None]), Outer(world.hidden[anchors][:, None], others[:, None])
+        influence[row, column] = inner_products([one], [two], torch.Size([own.shape[1], WIDTH])).sum()
+    return influence
+
+
+@pytest.mark.parametrize("vocabulary", ["full", "group"])
+def test_matrix_form_is_the_double_sum(vocabulary: str) -> None:
+    world = World()
+    expected = double_sum(world, vocabulary)
+    for chunk in (1, 3, 1000):
+        found = world.measure(vocabulary=vocabulary, chunk=chunk).influence
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    logits = world.hidden @ world.unembedding.T
+    given = world.measure(vocabulary=vocabulary, unembedding=None, logits=logits).influence
+    torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
+
+
+def test_groups_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = World().measure().influence
+    monkeypatch.setattr(hidden_reward, "MAX_ANCHOR_NUMBERS", 1)
+    torch.testing.assert_close(World().measure().influence, expected)
+
+
+def test_weighed_by_advantages_it_is_the_product_of_gradients_at_the_unembedding() -> None:
+    world, advantage = World(), World().advantage
+    weight = world.unembedding.clone().requires_grad_()
+    log_probs = (world.hidden @ weight.T).log_softmax(-1).gather(-1, world.tokens[..., None])[..., 0] * world.mask
+    told = world.measure(advantage=advantage, weighting="advantage")
+    for group in (5, 2):
+        rows = world.group_ids == group
+        ours = (advantage[:, None] * log_probs)[rows].sum()
+        right = log_probs[rows & world.correct].sum()
+        gradients = [torch.autograd.grad(one, weight, retain_graph=True)[0] for one in (ours, right)]
+        torch.testing.assert_close(told.thr[rows].sum(), (gradients[0] * gradients[1]).sum())
+
+
+def test_a_small_step_on_the_unembedding_does_what_is_told() -> None:
+    world = World()
+    rows = world.group_ids == 5
+    weight = world.unembedding.clone().requires_grad_()
+
+    def log_probs(w: Tensor) -> Tensor:
+        scores = (world.hidden @ w.T).log_softmax(-1).gather(-1, world.tokens[..., None])[..., 0]
+        return scores * world.mask * rows[:, None]
+
+    advantage = world.advantage * rows
+    (gradient,) = torch.autograd.grad((advantage[:, None] * log_probs(weight)).sum(), weight)
+    lr = 1e-4
+    with torch.no_grad():
+        change = (log_probs(weight + lr * gradient) - log_probs(weight))[world.correct].sum()
+    predicted = lr * world.measure(advantage=advantage, weighting="advantage").thr[rows].sum()
+    assert float(change) == pytest.approx(float(predicted), rel=0.02)
+
+
+@pytest.mark.parametrize(("wrong", "influence", "expected"), [(1, -0.5, 0.5), (0, 0.5, -0.5)])
+def test_by_hand(wrong: int, influence: float, expected: float) -> None:
+    """Two tokens, even odds: a wrong answer of its own, and one that shares the right answer's token."""
+    told = token_hidden_reward(
+        torch.ones(2, 1, 1),
+        torch.tensor([[0], [wrong]]),
+        torch.ones(2, 1).bool(),
+        torch.tensor([True, False]),
+        unembedding=torch.zeros(2, 1),
+    )
+    torch.testing.assert_close(told.influence, torch.tensor([[0.5], [influence]]))
+    torch.testing.assert_close(told.thr, torch.tensor([[0.5], [expected]]))
+    torch.testing.assert_close(told.tau, torch.tensor([0.5, 0.5]))
+
+
+def test_influence_over_right_tokens_is_a_square() -> None:
+    world = World()
+    influence = world.measure().influence
+    for group in (5, 2, 9):
+        rows = (world.group_ids == group) & world.correct
+        error = torch.nn.functional.one_hot(world.tokens, VOCABULARY) - (world.hidden @ world.unembedding.T).softmax(-1)
+        counted = rows[:, None] & world.mask
+        square = (error[counted].T @ world.hidden[counted]).square().sum()
+        torch.testing.assert_close(influence[rows].sum(), square)
+        assert float(world.measure().anchors[rows].max()) >= 0
+
+
+def test_order_padding_and_scale() -> None:
+    world, told = World(), World().measure()
+    order = torch.randperm(9)
+    shuffled = token_hidden_reward(
+        world.hidden[order], world.tokens[order], world.mask[order], world.correct[order], world.group_ids[order],
+        unembedding=world.unembedding,
+    )  # fmt: skip
+    torch.testing.assert_close(shuffled.thr, told.thr[order])
+    padded = token_hidden_reward(
+        torch.nn.functional.pad(world.hidden, (0, 0, 0, 3), value=torch.nan),
+        torch.nn.functional.pad(world.tokens, (0, 3)),
+        torch.nn.functional.pad(world.mask, (0, 3)),
+        world.correct,
+        world.group_ids,
+        unembedding=world.unembedding,
+    )
+    torch.testing.assert_close(padded.thr[:, :5], told.thr)
+    assert padded.thr[:, 5:].abs().max() == 0
+    # Hidden states times 3, with the same distribution.
+    logits, scaled = world.hidden @ world.unembedding.T, World()
+    scaled.hidden = 3 * world.hidden
+    other = scaled.measure(unembedding=None, logits=logits)
+    torch.testing.assert_close(other.thr, 9 * told.thr)
+    torch.testing.assert_close(other.tau, 9 * told.tau)
+    assert torch.equal(other.is_dominant, told.is_dominant)
+
+
+def test_temperature_belongs_to_the_distribution() -> None:
+    world = World()
+    told = world.measure(temperature=2.0)
+    flat = world.measure(unembedding=world.unembedding / 2)
+    torch.testing.assert_close(told.influence, flat.influence)
+
+
+def test_normalised_by_tokens_a_repeated_answer_counts_once() -> None:
+    world = World()
+    rows = torch.tensor([0, 1])
+    twice = torch.tensor([0, 0, 1])
+    for kind, factor in (("none", 2.0), ("tokens", 1.0)):
+        once, more = (
+            token_hidden_reward(
+                world.hidden[some], world.tokens[some], world.mask[some], world.correct[some],
+                unembedding=world.unembedding, normalise=kind,
+            )
+            for some in (rows, twice)
+        )  # fmt: skip
+        torch.testing.assert_close(more.influence[-1], factor * once.influence[-1])
+
+
+def test_the_threshold_is_the_least_mean_of_a_right_answer_and_not_below_zero() -> None:
+    world, told = World(), World().measure(beta=0.5)
+    means = (told.influence.sum(1) / world.mask.sum(1))[(world.group_ids == 5) & world.correct]
+    assert float(told.tau[0]) == pytest.approx(max(0.5 * float(means.min()), 0.0))
+    assert torch.equal(told.tau[world.group_ids == 9], torch.full((2,), -torch.inf, dtype=torch.float64))
+
+
+def test_low_precision_is_widened() -> None:
+    world = World()
+    low = token_hidden_reward(
+        world.hidden.bfloat16(), world.tokens, world.mask, world.correct, world.group_ids,
+        unembedding=world.unembedding.bfloat16(),
+    )  # fmt: skip
+    assert low.thr.dtype == torch.float32
+    torch.testing.assert_close(low.thr.double(), world.measure().thr, atol=0.3, rtol=0.1)
+
+
+@pytest.mark.parametrize("p", [0.2, -0.2])
+def test_tilting_by_sign(p: float) -> None:
+    scores = torch.tensor([[2.0, -1.0, 0.0]])
+    found = thr_reweight(torch.tensor([-1.0]), scores, p=p)
+    torch.testing.assert_close(found, -torch.tensor([[1 + p, 1 - p, 1.0]]))
+    masked = thr_reweight(torch.tensor([-1.0]), scores, p=p, tau=1.5, mask_small=True)
+    torch.testing.assert_close(masked, -torch.tensor([[1 + p, 0.0, 0.0]]))
+
+
+def test_masking_alone_keeps_what_is_dominant() -> None:
+    scores, tau = torch.tensor([[2.0, -1.0], [0.0, 0.0]]), torch.tensor([1.5, -torch.inf])
+    found = thr_reweight(torch.ones(2), scores, tau=tau, mask_small=True)
+    assert found.tolist() == [[1, 0], [1, 1]]
+
+
+def test_shared_tokens_of_wrong_answers_are_let_off_by_the_share_of_right_ones() -> None:
+    influence = torch.tensor([1.0, -1.0])
+    for right, size, eta in ((1, 2, 0.0), (1, 4, 0.5), (7, 8, 0.75), (1, 10, 0.8)):
+        correct = torch.arange(size) < right
+        advantage = torch.where(correct, 1.0, -2.0)
+        found = nthr_reweight(advantage, influence.expand(size, 2), correct, torch.zeros(size).long(), 0.0)
+        torch.testing.assert_close(found[-1], torch.tensor([-2 * eta, -2.0]))
+        assert torch.equal(found[0], torch.ones(2))
+
+
+def test_question_score_is_what_the_step_takes_from_right_answers() -> None:
+    world = World()
+    told = world.measure(advantage=world.advantage, weighting="advantage")
+    scores = gwhes(told.influence, world.correct, world.group_ids)
+    by_group = [-told.thr[world.group_ids == group].sum() for group in (2, 5, 9)]
+    torch.testing.assert_close(scores, torch.stack(by_group))
+    assert float(scores[2]) == 0
+
+
+def test_uniform_groups_keep_their_advantage() -> None:
+    world = World()
+    own = torch.randn(9)
+    for slot in (HiddenRewardSteering(p=0.5, mask_small=True), SharedTokenRelief()):
+        found = slot(own, world.batch())
+        uniform = world.group_ids == 9
+        assert torch.equal(found[uniform], own[uniform, None].expand(2, 5))
+        all_right = world.batch(correct=torch.ones(9).bool())
+        assert torch.equal(slot(own, all_right), own[:, None].expand(9, 5))
+
+
+def test_slot_measures_as_the_function_does_and_signs_stay() -> None:
+    world = World()
+    advantage = grpo.advantages(world.batch())
+    found = HiddenRewardSteering(p=-0.3)(advantage, world.batch())
+    told = world.measure(advantage=advantage)
+    torch.testing.assert_close(found, advantage[:, None] * (1 - 0.3 * told.thr.sign()).float(), atol=1e-6, rtol=0)
+    assert torch.equal(found.sign(), advantage[:, None].expand_as(found).sign())
+    by_reward = HiddenRewardSteering(p=-0.3, threshold=0.5)
+    assert "correct" not in by_reward.needs
+    torch.testing.assert_close(by_reward(advantage, world.batch(correct=None)), found)
+
+
+def test_switched_off_it_is_grpo_to_the_bit_and_needs_nothing() -> None:
+    off, world = HiddenRewardSteering(p=0.0), World()
+    assert grpo.having(post=(off,)).rollout_needs == frozenset()
+    assert torch.equal(grpo.having(post=(off,)).advantages(world.batch()), grpo.advantages(world.batch()))
+    assert thr.having(post=()) == grpo
+    assert thr_gspo.having(post=(), ratio="sequence") == gspo
+    assert thr.rollout_needs == {"hidden", "unembedding", "tokens", "correct"}
+
+
+def test_p_may_follow_a_schedule() -> None:
+    world = World()
+    slot = HiddenRewardSteering(p=lambda step: 0.1 * step)
+    own = world.advantage
+    assert torch.equal(slot(own, world.batch(step=0)), own)
+    assert torch.equal(slot(own, world.batch(step=3)), HiddenRewardSteering(p=0.1 * 3)(own, world.batch()))
+
+
+def test_on_gspo_each_token_has_its_own_advantage_at_the_sequences_ratio() -> None:
+    world = World()
+    behaviour = -torch.rand(9, 5)
+    log_probs = (behaviour + 1e-5 * torch.randn(9, 5)).requires_grad_()
+    seen = world.batch(behaviour_log_probs=behaviour, log_probs=log_probs)
+    advantage = thr_gspo.advantages(seen)
+    loss, _ = thr_gspo.loss(seen.having(advantage=advantage))
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    lengths = world.mask.sum(1, keepdim=True)
+    ratio = (((log_probs - behaviour) * world.mask).sum(1, keepdim=True) / lengths).exp()
+    expected = -(advantage * ratio * world.mask / lengths / 9).detach()
+    torch.testing.assert_close(gradient, expected.float(), atol=1e-6, rtol=1e-4)
+
+
+def test_baselines() -> None:
+    world = World()
+    assert float(positive_only(torch.tensor([-1.0, 2.0]), world.batch()).min()) == 0
+    seen = world.batch()
+    kept = TopEntropy(0.2)(torch.ones(9), seen) > 0
+    assert int(kept.sum()) == pytest.approx(0.2 * int(world.mask.sum()), abs=1)
+    assert seen.entropy is not None
+    assert seen.entropy[kept].min() > seen.entropy[world.mask & ~kept].max()
+
+
+def test_what_is_missing_or_impossible_is_told() -> None:
+    world = World()
+    with pytest.raises(ValueError, match="either unembedding or logits"):
+        world.measure(unembedding=None)
+    with pytest.raises(ValueError, match="weighting is sign or advantage"):
+        world.measure(weighting="size")
+    with pytest.raises(ValueError, match="needs advantage="):
+        world.measure(weighting="advantage")
+    with pytest.raises(ValueError, match="chunk=0"):
+        world.measure(chunk=0)
+    with pytest.raises(ValueError, match="between -1 and 1"):
+        thr_reweight(torch.ones(1), torch.ones(1, 1), p=1.0)
+    with pytest.raises(ValueError, match="needs tau"):
+        thr_reweight(torch.ones(1), torch.ones(1, 1), mask_small=True)
+    with pytest.raises(ValueError, match="needs correct"):
+        thr.advantages(world.batch(correct=None))

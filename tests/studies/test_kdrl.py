@@ -1,0 +1,71 @@
+"""Each claim of kdrl tells a world with the effect from one without; and the study runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import assert_tells_apart, fabricate, worlds_of
+
+from dynascope.rl.presets import grpo, kdrl
+from dynascope.studies import Runs, load_study, run_study
+from dynascope.studies.harness.report import report_study
+from dynascope.studies.kdrl.method import Arm, Config, objective
+
+STUDY = load_study("kdrl")
+CLAIMS = {claim.id: claim for claim in STUDY.claims}
+
+RIGHT = {
+    "grpo": 0.4,
+    "kd-k1": 0.2,
+    "kd-k2": 0.4,
+    "kdrl": 0.5,
+    "kdrl-annealed": 0.55,
+    "weak-grpo": 0.1,
+    "weak-kdrl": 0.4,
+}
+NOT = {"grpo": 0.5, "kd-k1": 0.5, "kd-k2": 0.2, "kdrl": 0.4, "kdrl-annealed": 0.3, "weak-grpo": 0.4, "weak-kdrl": 0.1}
+
+
+def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
+    """One seed's records in a world where the paper is right about everything, or about nothing."""
+    end = RIGHT if is_effect else NOT
+    return fabricate(
+        folder,
+        {
+            arm: {"test/correct": np.array([0.2, value + 0.001 * seed * (1 + place % 3)])}
+            for place, (arm, value) in enumerate(end.items())
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
+    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
+    assert_tells_apart(CLAIMS[claim], worlds)
+
+
+def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
+    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
+    assert verdict.failures == {}
+    pictures = report_study(verdict.run, tmp_path / "pictures")
+    assert len(list(pictures.glob("*.png"))) == 3
+
+
+def test_arms_are_the_presets_with_the_studys_coefficient() -> None:
+    config = Config(beta=2e-3)
+    term = kdrl.kl[0]
+    assert objective(config, Arm()) == grpo.having(aggregation="token-mean")
+    assert objective(config, Arm(kind="k2")).kl[0].weight(0) == term.weight(0)
+    annealed = objective(config, Arm(kind="k2", is_annealed=True)).kl[0]
+    assert [annealed.weight(step) for step in (0, 11, 40)] == pytest.approx([5e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.0}, {"clamp": -1.0}, {"num_steps": 0}])
+def test_impossible_settings_are_told(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="beta and clamp must be positive"):
+        Config(**settings)

@@ -1,0 +1,56 @@
+"""Each claim of token-hidden-reward tells a world with the effect from one without; and the study runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import assert_tells_apart, fabricate, worlds_of
+
+from dynascope.studies import Runs, load_study, run_study
+from dynascope.studies.harness.report import report_study
+from dynascope.studies.token_hidden_reward.method import Config
+
+STUDY = load_study("token-hidden-reward")
+CLAIMS = {claim.id: claim for claim in STUDY.claims}
+
+
+def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
+    """One seed's records in a world where the paper is right about everything, or about nothing."""
+    arms = {}
+    for name, arm in STUDY.arms.items():
+        tilt = arm.sign * (0.1 if is_effect else -0.1)
+        arms[name] = {
+            "policy/entropy": np.full(12, 0.3 - tilt + 0.001 * seed * (1 + arm.sign)),
+            "greedy/correct": np.array([0.2, 0.5 + tilt + 0.001 * seed * arm.sign]),
+            "test/pass_at_k": np.array([[0.2, 0.6], [0.4, 0.8 - tilt + 0.001 * seed * arm.sign]]),
+        }
+    up = np.where(np.arange(60) < (60 if is_effect else 30), 1.0, -1.0)[None]
+    for moved in ("head", "all"):
+        arms["neutral"] |= {f"mechanism/{moved}_plus": up, f"mechanism/{moved}_minus": -up}
+    held = (0.8 if is_effect else 0.3) + 0.001 * seed
+    arms["neutral"]["thr/concentration"] = np.array([[0.1, 0.2, 0.3, held, 0.95]])
+    return fabricate(folder, arms)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
+    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
+    assert_tells_apart(CLAIMS[claim], worlds)
+
+
+def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
+    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
+    assert verdict.failures == {}
+    pictures = report_study(verdict.run, tmp_path / "pictures")
+    assert len(list(pictures.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("settings", [{"p": 1.0}, {"num_samples": 1}, {"step_length": 0.0}])
+def test_impossible_settings_are_told(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="p must lie between"):
+        Config(**settings)
