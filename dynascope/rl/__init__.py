@@ -16,8 +16,6 @@ from dynascope.rl.advantages import (
 )
 from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
-from dynascope.rl.entropy_signal import EntropySignal, token_entropy
 from dynascope.rl.distillation import (
     LinearAnneal,
     TeacherAdvantage,
@@ -26,6 +24,8 @@ from dynascope.rl.distillation import (
     kd_mask,
     kd_rkl_loss,
 )
+from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
+from dynascope.rl.entropy_signal import EntropySignal, token_entropy
 from dynascope.rl.hidden_reward import (
     HiddenReward,
     HiddenRewardSteering,
@@ -44,18 +44,6 @@ from dynascope.rl.presets import (
     grpo,
     gspo,
     hapo,
-    ppo,
-    preset,
-    reinforce_pp,
-    relift_rl,
-    riskpo,
-    rloo,
-    simplerl_zoo,
-    riskpo,
-    rloo,
-    stable_reinforce,
-)
-from dynascope.rl.quantiles import QuantileTracker
     kd_rkl,
     kdrl,
     kdrl_annealed,
@@ -64,10 +52,15 @@ from dynascope.rl.quantiles import QuantileTracker
     ppo,
     preset,
     reinforce_pp,
+    relift_rl,
+    riskpo,
     rloo,
+    simplerl_zoo,
+    stable_reinforce,
     thr,
     thr_gspo,
 )
+from dynascope.rl.quantiles import QuantileTracker
 from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk import mvar_advantage, risk_report
 from dynascope.rl.risk_advantage import RiskAdvantage
@@ -106,13 +99,8 @@ __all__ = [
     "group_z_score",
     "grpo",
     "gspo",
-    "hapo",
-    "kl_estimate",
-    "leave_one_out",
-    "log_ratios",
-    "mvar_advantage",
-    "normalize_advantages",
     "gwhes",
+    "hapo",
     "kd_mask",
     "kd_rkl",
     "kd_rkl_loss",
@@ -123,6 +111,8 @@ __all__ = [
     "kl_estimate",
     "leave_one_out",
     "log_ratios",
+    "mvar_advantage",
+    "normalize_advantages",
     "nthr_reweight",
     "ppo",
     "preset",
@@ -134,11 +124,11 @@ __all__ = [
     "rloo",
     "simplerl_zoo",
     "stable_reinforce",
-    "token_entropy",
-    "unit_rms",
     "thr",
     "thr_gspo",
     "thr_reweight",
+    "token_entropy",
     "token_hidden_reward",
+    "unit_rms",
     "whiten",
 ]

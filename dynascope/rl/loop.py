@@ -15,9 +15,8 @@ from torch.optim import Optimizer
 from dynascope.rl.advantages import penalised_rewards, returns_to_go
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.critic import LinearCritic
-from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.distillation import TeacherScorer, solved
-from dynascope.rl.monitors import watch_rollout
+from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
 from dynascope.rl.rewards import Reward, evaluate_rewards
 from dynascope.rl.rollout import Rollout, sample, score

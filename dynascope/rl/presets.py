@@ -5,8 +5,8 @@ import difflib
 
 from dynascope.rl.advantage_filter import AdvantageFilter
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
-from dynascope.rl.entropy_aware import entropy_aware
 from dynascope.rl.distillation import LinearAnneal, unsolved_prompts, wrong_answers
+from dynascope.rl.entropy_aware import entropy_aware
 from dynascope.rl.hidden_reward import HiddenRewardSteering
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.objective import PolicyObjective

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from dynascope.rl.hidden_reward import HiddenReward
 
 import dynascope
 from dynascope.probes.hidden_reward import (
@@ -17,6 +16,7 @@ from dynascope.probes.hidden_reward import (
     top_overlap,
 )
 from dynascope.rl.arithmetic import CHARACTERS, PAD, STOP, encode
+from dynascope.rl.hidden_reward import HiddenReward
 from dynascope.rl.rollout import sample
 
 
