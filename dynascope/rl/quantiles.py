@@ -15,8 +15,9 @@ class QuantileTracker:
 
     The first batch starts it at its own quantiles (linear interpolation); every later one moves each by
     `lr` · (level − share of scores strictly below it), a stochastic approximation whose fixed point is the quantile of the
-    stream (2510.00911, section 3). A constant `lr` follows a drifting distribution, with a noise of its own order. Scores
-    that are not finite are left out. Without waiting for the device after the first batch.
+    stream (2510.00911, section 3). A constant `lr` follows a drifting distribution, with a noise of its own order, but moves
+    by less than `lr` a batch: scores that fall faster leave it behind. Scores that are not finite are left out. Without
+    waiting for the device after the first batch.
 
     Args:
         levels: Between 0 and 1, both excluded; kept in order.

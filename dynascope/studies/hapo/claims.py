@@ -25,6 +25,7 @@ def furthest(record: Record, name: str, target: float) -> float:
     return float(np.nanmax(np.abs(record[name].values - target)))
 
 
+# Where one advantage would reach 5, the released guard compares that whole group by completions: it then does not cancel.
 CLAIMS = [
     Claim(
         id="C1-sum",

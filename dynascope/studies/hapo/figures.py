@@ -74,7 +74,7 @@ def clips(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("decile:O", title="decile of entropy, from certain to uncertain", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("share:Q", title="share of tokens"),
-            color=alt.Color("what:N", title=None),
+            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
             column=alt.Column("side:N", title=None),
         )
     )

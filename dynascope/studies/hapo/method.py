@@ -36,11 +36,12 @@ class Config:
     base_steps: int = 200
     """Of supervised learning before."""
     num_steps: int = 30
-    num_prompts: int = 12
+    num_prompts: int = 20
     num_samples: int = 8
-    num_minibatches: int = 2
+    num_minibatches: int = 1
     num_passes: int = 2
-    lr: float = 3e-4
+    lr: float = 1e-4
+    """At 3e-4 with 12 prompts and four optimizer steps a rollout, DAPO itself fell from 73 to 40 % of right answers."""
     tau: float = 0.05
     alpha: float = 1.0
     beta: float = 1.0
