@@ -20,7 +20,6 @@ study = Study(
         "middle": Arm("middle"),
         "strong": Arm("strong"),
         "weak-strict": Arm("weak", rule="strict_format"),
-        "strong-strict": Arm("strong", rule="strict_format"),
         "weak-easy": Arm("weak", level="easy"),
         "weak-hard": Arm("weak", level="hard"),
         "cold-short": Arm("weak", cold_start="short"),

@@ -16,12 +16,7 @@ SERIES = {
     "rollout/behaviours": "with a check",
     "rollout/formatted": "boxed",
 }
-FORMATS = {
-    "weak": "weak",
-    "weak-strict": "weak, strict format",
-    "strong": "strong",
-    "strong-strict": "strong, strict format",
-}
+FORMATS = {"weak": "right answers", "weak-strict": "strict format"}
 LEVELS = {"weak-easy": "one digit", "weak": "two digits", "weak-hard": "three digits"}
 STARTS = {"weak": "none", "cold-short": "short", "cold-long": "long"}
 
