@@ -17,13 +17,13 @@ study = Study(
         "difficulty-bandit-weak": Arm("weak", bandit="difficulty"),
         "difficulty-bandit-strong": Arm("strong", bandit="difficulty"),
         "weak": Arm("weak"),
+        "weak-strict": Arm("weak", rule="strict_format"),
+        "weak-hard": Arm("weak", level="hard"),
+        "cold-long": Arm("weak", cold_start="long"),
+        "weak-easy": Arm("weak", level="easy"),
+        "cold-short": Arm("weak", cold_start="short"),
         "middle": Arm("middle"),
         "strong": Arm("strong"),
-        "weak-strict": Arm("weak", rule="strict_format"),
-        "weak-easy": Arm("weak", level="easy"),
-        "weak-hard": Arm("weak", level="hard"),
-        "cold-short": Arm("weak", cold_start="short"),
-        "cold-long": Arm("weak", cold_start="long"),
     },
     presets={
         "smoke": Config(
