@@ -76,7 +76,7 @@ def pass_at_k(runs: Sequence[Runs]) -> Chart:
         alt.Chart(width=170, height=170)
         .mark_line(point=True, strokeWidth=1.3)
         .encode(
-            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="k"),
+            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="k", axis=alt.Axis(values=[1, 2, 4, 8, 16, 32])),
             y=alt.Y("value:Q", title="pass@k"),
             color=alt.Color("when:N", title=None, sort=["before", "after"]),
             detail="seed:N",
