@@ -50,6 +50,8 @@ def ways(options: argparse.Namespace) -> dict[str, object]:
 
 def peak(name: str, options: argparse.Namespace, told: object) -> None:
     torch.set_num_threads(1)
+    tiny = argparse.Namespace(sequences=1, length=8, width=options.width, vocabulary=100)
+    ways(tiny)[name]()  # what torch loads at its first backward pass is no part of it
     way = ways(options)[name]
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -57,14 +59,28 @@ def peak(name: str, options: argparse.Namespace, told: object) -> None:
     told.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 2**20)
 
 
+WAYS = ("from hidden states, in chunks", "from logits", "the usual way")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="0 measures memory only")
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=32_000)
     options = parser.parse_args()
+    # Before anything large is made here: a process begins with the peak of the one that started it.
+    context = multiprocessing.get_context("spawn")
+    print("peak memory gained")
+    for name in WAYS:
+        told = context.Queue()
+        process = context.Process(target=peak, args=(name, options, told))
+        process.start()
+        print(f"{name:46} {told.get():10.0f} MiB")
+        process.join()
+    if not options.turns:
+        return
     torch.set_num_threads(1)
     each = ways(options)
     first = each["the usual way"]()
@@ -73,14 +89,6 @@ def main() -> None:
         print(f"{name}: relative difference of gradients {float(difference):.1e}")
     print(f"\nloss and backward, {options.sequences} x {options.length} tokens, vocabulary {options.vocabulary}")
     tell(medians(each, options.turns), "the usual way")
-    context = multiprocessing.get_context("spawn")
-    print("\npeak memory gained")
-    for name in each:
-        told = context.Queue()
-        process = context.Process(target=peak, args=(name, options, told))
-        process.start()
-        print(f"{name:46} {told.get():10.0f} MiB")
-        process.join()
     print("\nbookkeeping of 128 prompts x 8 samples")
     correct, questions = torch.rand(128, 8) < 0.05, [str(number) for number in range(128)]
 

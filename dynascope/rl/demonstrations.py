@@ -162,8 +162,9 @@ class DemoBudget:
     steps: int = 0
     """Steps of fine-tuning."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase; on an accelerator with the work that it was given."""
+    """By phase, "fine-tuning" and "rl" (what passes from one look to the next); with the work of an accelerator."""
     questions: set[Hashable] = field(default_factory=set)
+    _left: float | None = None
 
     @property
     def distinct(self) -> int:
@@ -180,6 +181,27 @@ class DemoBudget:
         self.used += len(questions)
         self.steps += 1
         self.questions.update(questions)
+
+    def lap(self, name: str | None) -> None:
+        """Count the time since the last lap to a phase; None to none."""
+        now = _now()
+        if name is not None and self._left is not None:
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._left
+        self._left = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted."""
+        return {
+            "used": self.used,
+            "steps": self.steps,
+            "seconds": dict(self.seconds),
+            "questions": list(self.questions),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.used, self.steps = state["used"], state["steps"]
+        self.seconds, self.questions = dict(state["seconds"]), set(state["questions"])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -71,8 +71,8 @@ def fine_tune(
     prompts, prompt_mask = (one.to(device) for one in task.prompts(problems))
     optimizer.zero_grad()
     told = torch.zeros(3, device=device)
-    own = torch.arange(_rank(), len(problems), _num_processes(), device=device)
-    for rows in own.split(how.micro_batch or len(problems)):
+    own = torch.arange(len(problems), device=device)[_rank() :: _num_processes()]
+    for rows in own.split(how.micro_batch or len(problems)) if len(own) else ():
         part = interleaved_sft_loss(
             completion_logits(model, prompts[rows], prompt_mask[rows], tokens[rows]),
             tokens[rows],
@@ -176,6 +176,7 @@ class Interleaver:
         Returns `demonstrations/step` (1 where a step was taken), `/waiting`, `/used` and `/distinct`, and of a step
         `/loss`, `/nll`, `/entropy` and `/gradient_norm`.
         """
+        self.budget.lap("rl")
         self._take_in(number)
         batch = self._batch(number) if self.schedule.is_due(number, self.buffer.ready(number)) else []
         told: dict[str, Tensor | float] = {}
@@ -184,6 +185,7 @@ class Interleaver:
                 problems, solutions = zip(*(entry.value for entry in batch), strict=True)
                 told = {**fine_tune(self.model, self.task, problems, solutions, self.optimizer, self.how)}
             self.budget.spend([entry.question for entry in batch])
+        self.budget.lap(None)
         told |= {"step": float(bool(batch)), "waiting": float(len(self.buffer))}
         told |= {"used": float(self.budget.used), "distinct": float(self.budget.distinct)}
         return {f"demonstrations/{name}": value for name, value in told.items()}
@@ -248,7 +250,7 @@ class Interleaver:
             "buffer": self.buffer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self._generator.get_state(),
-            "budget": {**vars(self.budget), "questions": list(self.budget.questions)},
+            "budget": self.budget.state_dict(),
             "counts": [self.num_too_long, self.num_solved_meanwhile],
         }
 
@@ -257,7 +259,7 @@ class Interleaver:
         self.buffer.load_state_dict(state["buffer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
-        self.budget = DemoBudget(**{**state["budget"], "questions": set(state["budget"]["questions"])})
+        self.budget.load_state_dict(state["budget"])
         self.num_too_long, self.num_solved_meanwhile = state["counts"]
 
 

@@ -80,6 +80,7 @@ def test_hardest_questions_are_learned_with_one_step_at_most(tiny_llama: Any) ->
     assert float(told[-1]["demonstrations/nll"]) < float(told[0]["demonstrations/nll"])
     assert not torch.equal(weights(plain), weights(tiny_llama))
     assert relift.budget.seconds["fine-tuning"] > 0
+    assert relift.budget.seconds["rl"] > 0
 
 
 def test_dynamic_sampling_does_not_hide_the_hardest(tiny_llama: Any) -> None:

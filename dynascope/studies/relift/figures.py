@@ -53,7 +53,7 @@ def by_stratum(runs: Sequence[Runs]) -> Chart:
         )
         .resolve_scale(y="independent")
     )
-    told = "Means over seeds. RL keeps what is easy and leaves the hardest; fine-tuning does the reverse."
+    told = "Means over seeds, by the stratum in which questions began."
     return draw("Which questions each way of training moves", told, rows, chart)
 
 
@@ -111,7 +111,7 @@ def comparison(runs: Sequence[Runs]) -> Chart:
         x=alt.X("used:Q", title="demonstrations used"),
         y=alt.Y("arm:N", title=None, sort=order, axis=alt.Axis(labels=False)),
     )
-    told = "A point a seed. One loss takes a batch of demonstrations at every step, which is not counted here."
+    told = "A point a seed; every use of a demonstration counts."
     return draw("What each way of joining the two is worth", told, rows, alt.hconcat(left, right))
 
 

@@ -156,6 +156,8 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         taken = num_alone + step.number + 1
         if arm.joined == "no":
             record.add(step.number, interleaver(step))
+        elif arm.joined == "one loss":
+            record.add(step.number, {"demonstrations/used": float(taken * config.sft_batch)})
         if taken in config.looks:
             look(taken)
 

@@ -14,7 +14,7 @@ from dynascope.record import Record
 from dynascope.studies.harness import Claim, Runs
 
 ZOO = ("weak", "middle", "strong")
-TRAINED = (*ZOO, "weak-strict", "strong-strict", "weak-easy", "weak-hard", "cold-short", "cold-long")
+TRAINED = (*ZOO, "weak-strict", "weak-easy", "weak-hard", "cold-short", "cold-long")
 
 
 def course(record: Record) -> np.ndarray:

@@ -16,12 +16,7 @@ SERIES = {
     "rollout/behaviours": "with a check",
     "rollout/formatted": "boxed",
 }
-FORMATS = {
-    "weak": "weak",
-    "weak-strict": "weak, strict format",
-    "strong": "strong",
-    "strong-strict": "strong, strict format",
-}
+FORMATS = {"weak": "right answers", "weak-strict": "strict format"}
 LEVELS = {"weak-easy": "one digit", "weak": "two digits", "weak-hard": "three digits"}
 STARTS = {"weak": "none", "cold-short": "short", "cold-long": "long"}
 
@@ -81,7 +76,7 @@ def pass_at_k(runs: Sequence[Runs]) -> Chart:
         alt.Chart(width=170, height=170)
         .mark_line(point=True, strokeWidth=1.3)
         .encode(
-            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="k"),
+            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="k", axis=alt.Axis(values=[1, 2, 4, 8, 16, 32])),
             y=alt.Y("value:Q", title="pass@k"),
             color=alt.Color("when:N", title=None, sort=["before", "after"]),
             detail="seed:N",

@@ -38,14 +38,14 @@ class Config:
     base_digits: tuple[int, ...] = (1, 2, 3)
     widths: tuple[int, int, int] = (48, 64, 64)
     """Of the weak, middle and strong base."""
-    base_steps: tuple[int, int, int] = (200, 260, 360)
+    base_steps: tuple[int, int, int] = (240, 300, 400)
     base_batch: int = 64
     base_lr: float = 3e-3
     num_layers: int = 2
     num_steps: int = 40
-    num_prompts: int = 12
+    num_prompts: int = 16
     num_samples: int = 8
-    lr: float = 1e-3
+    lr: float = 3e-4
     short_start: int = 10
     long_start: int = 50
     """Steps of fine-tuning of the two cold starts."""
