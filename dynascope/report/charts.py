@@ -56,7 +56,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Ensemble": ("ensemble",),
     "Learning in context": ("mesa", "mamba"),
     "Preferences": ("logps", "rewards", "entanglement"),
-    "Hidden rewards of tokens": ("thr",),
+    "Policy optimization": ("thr", "teacher"),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"

@@ -50,8 +50,8 @@ class Config:
     """Of the teacher beside rewards."""
     clamp: float = 2.0
     """Of |R| as a token's weight."""
-    num_steps: int = 40
-    num_prompts: int = 20
+    num_steps: int = 30
+    num_prompts: int = 16
     num_samples: int = 8
     lr: float = 1e-3
     test_problems: int = 128
@@ -73,7 +73,7 @@ class Config:
     @property
     def evaluation(self) -> Evaluation:
         """How policies are tested."""
-        return Evaluation(self.test_problems, every=max(self.num_steps // 4, 1))
+        return Evaluation(self.test_problems, every=max(self.num_steps // 2, 1))
 
     @property
     def teacher(self) -> BaseModel:
