@@ -46,14 +46,14 @@ class Config:
     teacher_width: int = 64
     teacher_steps: int = 300
     """Few enough that the teacher is not sharp."""
-    beta: float = 0.1
+    beta: float = 0.03
     """Of the teacher beside rewards."""
     clamp: float = 2.0
     """Of |R| as a token's weight."""
-    num_steps: int = 30
+    num_steps: int = 50
     num_prompts: int = 16
     num_samples: int = 8
-    lr: float = 1e-3
+    lr: float = 3e-4
     test_problems: int = 128
 
     def __post_init__(self) -> None:
