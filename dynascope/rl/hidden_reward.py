@@ -202,30 +202,25 @@ class _Seen:
         hidden = hidden.masked_fill(~counts[..., None], 0.0)
         tokens = self.tokens[rows].flatten(1).masked_fill(~counts, 0)
         kept = tokens[counts].unique() if self.vocabulary == "group" else None
-        if kept is not None:
-            tokens = torch.searchsorted(kept, tokens).clamp(max=len(kept) - 1)
         size = self.size if kept is None else len(kept)
-        # A token's row in the anchors of all groups, one group's below the other's.
-        places = tokens + size * torch.arange(num, device=tokens.device)[:, None]
+        if kept is not None:
+            tokens = torch.searchsorted(kept, tokens).clamp(max=size - 1)
 
-        step = max(1, (self.chunk or MAX_PROBS // self.size) // num)
-        length = counts.shape[1]
-        whole = self._probs(rows, hidden, counts, slice(0, length), kept, wide) if step >= length else None
+        def errors(part: slice) -> Tensor:
+            probs = self._probs(rows, hidden, counts, part, kept, wide)
+            return probs.neg_().scatter_add_(-1, tokens[:, part, None], torch.ones_like(probs[..., :1]))
 
-        def probs(part: slice) -> Tensor:
-            return self._probs(rows, hidden, counts, part, kept, wide) if whole is None else whole[:, part]
-
+        length, step = counts.shape[1], max(1, (self.chunk or MAX_PROBS // self.size) // num)
+        whole = errors(slice(0, length)) if step >= length else None
         num_right = int(((self.anchors[rows] > 0) & is_there).sum(1).max()) * width
         anchor = hidden.new_zeros(num, size, hidden.shape[-1], dtype=wide)
-        flat = anchor.view(num * size, -1)
         for part in _parts(num_right, step):
-            weighed = hidden[:, part].to(wide) * weights[:, part, None]
-            anchor.baddbmm_(probs(part).mT, weighed, alpha=-1)
-            flat.index_add_(0, places[:, part].flatten(), weighed.flatten(0, 1))
+            error = errors(part) if whole is None else whole[:, part]
+            anchor.baddbmm_(error.mT, hidden[:, part].to(wide) * weights[:, part, None])
         found = torch.zeros_like(weights)
         for part in _parts(length, step):
-            pulled = flat[places[:, part]] - probs(part) @ anchor
-            found[:, part] = (pulled * hidden[:, part].to(wide)).sum(-1)
+            error = errors(part) if whole is None else whole[:, part]
+            found[:, part] = ((error @ anchor) * hidden[:, part].to(wide)).sum(-1)
         found = found.masked_fill(~counts, 0.0).view(*rows.shape, width)
         influence[rows[is_there]] = found[is_there]
 
