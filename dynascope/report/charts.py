@@ -80,6 +80,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Policy updates": ("policy", "advantage", "demonstrations"),
     "Reasoning": ("reasoning",),
     "Hidden rewards of tokens": ("thr",),
+    "Policy optimization": ("thr", "teacher"),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"

@@ -25,6 +25,8 @@ from dynascope.rl.batch import PolicyBatch
 
 MAX_ANCHOR_NUMBERS = 2**25
 """Numbers of M that are held at once, over groups."""
+MAX_PROBS = 2**24
+"""Probabilities that are held at once, unless `chunk` says otherwise."""
 
 Weighting = Literal["sign", "advantage"]
 Vocabulary = Literal["full", "group"]
@@ -65,7 +67,7 @@ def token_hidden_reward(
     vocabulary: str = "full",
     normalise: str = "none",
     beta: float = 1.0,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> HiddenReward:
     """The hidden reward of every token, in float32 at least and without a gradient.
 
@@ -83,10 +85,10 @@ def token_hidden_reward(
             the products with M smaller, not the unembedding; "full" is exact.
         normalise: "tokens" divides the influence by the number of right tokens, so that long answers do not count for more.
         beta: The threshold is `beta` × the smallest mean influence of a right answer, and 0 at least.
-        chunk: Tokens whose distributions are held at once.
+        chunk: Tokens whose distributions are held at once; by default as many as make `MAX_PROBS` probabilities.
 
-    Cost: two unembeddings of the tokens of groups with a right answer, and a product of the same size; memory is
-    chunk × vocabulary, and groups × vocabulary × width up to `MAX_ANCHOR_NUMBERS`.
+    Cost: two unembeddings of the tokens of groups with a right answer (one, where all fit in a chunk), and products of the
+    same size; memory is chunk × vocabulary, and groups × vocabulary × width up to `MAX_ANCHOR_NUMBERS`.
 
     Raises ValueError without logits or unembedding, for an impossible setting, and for "advantage" without one.
 
@@ -104,7 +106,7 @@ def token_hidden_reward(
     ):
         if value not in known:
             raise ValueError(f"{name} is {known[0]} or {known[1]}, not {value!r}")
-    if chunk < 1 or temperature <= 0:
+    if (chunk is not None and chunk < 1) or temperature <= 0:
         raise ValueError(f"chunk={chunk} must be at least 1 and temperature={temperature} above 0")
     if weighting == "advantage" and advantage is None:
         raise ValueError("weighting='advantage' needs advantage=")
@@ -176,7 +178,7 @@ class _Seen:
     logits: Tensor | None
     temperature: float
     vocabulary: str
-    chunk: int
+    chunk: int | None
 
     @property
     def size(self) -> int:
@@ -200,24 +202,25 @@ class _Seen:
         hidden = hidden.masked_fill(~counts[..., None], 0.0)
         tokens = self.tokens[rows].flatten(1).masked_fill(~counts, 0)
         kept = tokens[counts].unique() if self.vocabulary == "group" else None
-        if kept is not None:
-            tokens = torch.searchsorted(kept, tokens).clamp(max=len(kept) - 1)
         size = self.size if kept is None else len(kept)
-        # A token's row in the anchors of all groups, one group's below the other's.
-        places = tokens + size * torch.arange(num, device=tokens.device)[:, None]
+        if kept is not None:
+            tokens = torch.searchsorted(kept, tokens).clamp(max=size - 1)
 
-        step = max(1, self.chunk // num)
+        def errors(part: slice) -> Tensor:
+            probs = self._probs(rows, hidden, counts, part, kept, wide)
+            return probs.neg_().scatter_add_(-1, tokens[:, part, None], torch.ones_like(probs[..., :1]))
+
+        length, step = counts.shape[1], max(1, (self.chunk or MAX_PROBS // self.size) // num)
+        whole = errors(slice(0, length)) if step >= length else None
         num_right = int(((self.anchors[rows] > 0) & is_there).sum(1).max()) * width
         anchor = hidden.new_zeros(num, size, hidden.shape[-1], dtype=wide)
-        flat = anchor.view(num * size, -1)
         for part in _parts(num_right, step):
-            weighed = hidden[:, part].to(wide) * weights[:, part, None]
-            anchor.baddbmm_(self._probs(rows, hidden, counts, part, kept, wide).mT, weighed, alpha=-1)
-            flat.index_add_(0, places[:, part].flatten(), weighed.flatten(0, 1))
+            error = errors(part) if whole is None else whole[:, part]
+            anchor.baddbmm_(error.mT, hidden[:, part].to(wide) * weights[:, part, None])
         found = torch.zeros_like(weights)
-        for part in _parts(counts.shape[1], step):
-            pulled = flat[places[:, part]] - self._probs(rows, hidden, counts, part, kept, wide) @ anchor
-            found[:, part] = (pulled * hidden[:, part].to(wide)).sum(-1)
+        for part in _parts(length, step):
+            error = errors(part) if whole is None else whole[:, part]
+            found[:, part] = ((error @ anchor) * hidden[:, part].to(wide)).sum(-1)
         found = found.masked_fill(~counts, 0.0).view(*rows.shape, width)
         influence[rows[is_there]] = found[is_there]
 
@@ -319,7 +322,7 @@ class _Measured:
     normalise: Normalise = "none"
     threshold: float | None = None
     """Answers count as right by their reward above this; None goes by `correct`."""
-    chunk: int = 1024
+    chunk: int | None = None
 
     @property
     def needs(self) -> frozenset[str]:

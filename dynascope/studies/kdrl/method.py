@@ -46,14 +46,14 @@ class Config:
     teacher_width: int = 64
     teacher_steps: int = 300
     """Few enough that the teacher is not sharp."""
-    beta: float = 0.1
+    beta: float = 0.03
     """Of the teacher beside rewards."""
     clamp: float = 2.0
     """Of |R| as a token's weight."""
-    num_steps: int = 40
-    num_prompts: int = 20
+    num_steps: int = 50
+    num_prompts: int = 16
     num_samples: int = 8
-    lr: float = 1e-3
+    lr: float = 3e-4
     test_problems: int = 128
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Config:
     @property
     def evaluation(self) -> Evaluation:
         """How policies are tested."""
-        return Evaluation(self.test_problems, every=max(self.num_steps // 4, 1))
+        return Evaluation(self.test_problems, every=max(self.num_steps // 2, 1))
 
     @property
     def teacher(self) -> BaseModel:

@@ -39,6 +39,7 @@ def mechanism(runs: Sequence[Runs]) -> Chart:
             color=alt.Color("tokens:N", legend=None, sort=list(signs.values())),
             column=alt.Column("moved:N", title=None, sort=list(moved.values())),
         )
+        .resolve_scale(y="independent")
     )
     return draw("A token does what its hidden reward says", "One mark a prompt, steps of equal length.", rows, chart)
 
