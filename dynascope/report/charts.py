@@ -56,15 +56,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Tangent kernel": ("kernel", "modes"),
     "Ensemble": ("ensemble",),
     "Learning in context": ("mesa", "mamba"),
-    "Policy optimization": (
-        "rollout",
-        "policy",
-        "advantage",
-        "risk",
-        "weight",
-        "clip_by_entropy",
-        "covariance",
-    ),
     "Preferences": ("logps", "rewards", "entanglement"),
     "What the policy can do": (
         "test/correct",
@@ -77,10 +68,17 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "reasoning",
     ),
     "Rollouts": ("rollout", "behaviours"),
-    "Policy updates": ("policy", "advantage", "demonstrations"),
-    "Reasoning": ("reasoning",),
-    "Hidden rewards of tokens": ("thr",),
-    "Policy optimization": ("thr", "teacher"),
+    "Policy updates": (
+        "policy",
+        "advantage",
+        "demonstrations",
+        "teacher",
+        "thr",
+        "risk",
+        "weight",
+        "clip_by_entropy",
+        "covariance",
+    ),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"

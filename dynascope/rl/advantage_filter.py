@@ -7,7 +7,7 @@ removes every failure, and below 0.1 every success. What is left then has one si
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +21,8 @@ TOLERANCE = 1e-4
 """An advantage of 3 sigma exactly is kept, whatever rounding made of it."""
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Moments:
     """Number, mean, and sum of squared distances from the mean of a shard's tokens."""
 
     count: Float[Tensor, ""]
