@@ -49,7 +49,8 @@ def combined(shards: Iterable[Moments]) -> Moments:
 
     >>> combined([token_moments(one, mask) for one, mask in shards])
     """
-    count, mean, squares = (torch.stack(one) for one in zip(*shards, strict=True))
+    known = list(shards)
+    count, mean, squares = (torch.stack([getattr(one, name) for one in known]) for name in ("count", "mean", "squares"))
     total = count.sum()
     together = (count * mean).sum() / total.clamp(min=1)
     return Moments(total, together, (squares + count * (mean - together).square()).sum())
