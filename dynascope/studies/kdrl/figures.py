@@ -59,12 +59,11 @@ def learning(runs: Sequence[Runs]) -> Chart:
         .mark_line(strokeWidth=1.2)
         .encode(
             x=alt.X("step:Q", title="step"),
-            y=alt.Y("value:Q", title="right in the rollout"),
+            y=alt.Y("mean(value):Q", title="right in the rollout"),
             color=alt.Color("what:N", title=None, sort=[ARMS[arm] for arm in shown]),
-            detail="seed:N",
         )
     )
-    return draw("How it gets there", "One line a seed.", rows, chart)
+    return draw("How it gets there", "Mean of seeds.", rows, chart)
 
 
 def gaps(runs: Sequence[Runs]) -> Chart:
