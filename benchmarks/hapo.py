@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynascope.rl import dapo, hapo, token_entropy
-from dynascope.rl.entropy_aware import token_group_advantage
+from dynascope.rl.entropy.parts import token_group_advantage
 from dynascope.rl.rollout import sample, score
 
 NUM, WIDTH = 64, 64

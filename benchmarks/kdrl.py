@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynascope.rl import PolicyObjective, TeacherScorer, grpo, kdrl
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.loop import LoopConfig, train
 from dynascope.rl.presets import kdrl_masking_response
 from dynascope.rl.rollout import Rollout, completion_logits, sample
+from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel, base_model
 
 
 def step(objective: PolicyObjective, start: nn.Module, teacher: nn.Module) -> Callable[[], None]:

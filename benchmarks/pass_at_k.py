@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from interleaved import medians, tell
 
-from dynascope.rl.pass_at_k import pass_at_k
+from dynascope.rl.reasoning.pass_at_k import pass_at_k
 
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 

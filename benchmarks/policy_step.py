@@ -25,8 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import GRPOConfig, GRPOTrainer
 
 from dynascope.rl import grpo
-from dynascope.rl.arithmetic import CHARACTERS, PAD, STOP, Arithmetic, Sum
 from dynascope.rl.loop import LoopConfig, train
+from dynascope.rl.tasks.arithmetic import CHARACTERS, PAD, STOP, Arithmetic, Sum
 
 GROUP = 8
 

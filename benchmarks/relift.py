@@ -13,7 +13,7 @@ import torch
 from interleaved import medians, tell
 
 from dynascope.losses.demonstrations import interleaved_sft_loss, sft_loss_from_hidden
-from dynascope.rl.hardest import HardestQuestionBuffer
+from dynascope.rl.interleaving.hardest import HardestQuestionBuffer
 
 
 def usual(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynascope.rl import PolicyBatch, preset
 from dynascope.rl.advantages import GroupZScore
-from dynascope.rl.risk_advantage import RiskAdvantage
+from dynascope.rl.risk.advantage import RiskAdvantage
 
 QUESTIONS, RESPONSES, SIZE = 512, 10, 5
 

@@ -11,9 +11,9 @@ import torch
 from interleaved import medians, tell
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dynascope.rl.answer_checking import AnswerChecker, math_equal
-from dynascope.rl.behaviours import REPETITIVE, compression_ratio, is_repetitive
 from dynascope.rl.monitors import watch_responses
+from dynascope.rl.reasoning.behaviours import REPETITIVE, compression_ratio, is_repetitive
+from dynascope.rl.tasks.answer_checking import AnswerChecker, math_equal
 
 
 def responses(num: int, generator: random.Random) -> list[str]:

@@ -13,9 +13,9 @@ from interleaved import medians, tell
 from torch import Tensor
 
 from dynascope.rl import PolicyObjective, grpo, thr, token_hidden_reward
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.loop import LoopConfig, train
+from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel, base_model
 
 
 def step(objective: PolicyObjective, start: torch.nn.Module) -> Callable[[], None]:

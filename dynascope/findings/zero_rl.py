@@ -120,7 +120,7 @@ class LengthCollapse(_Courses):
                         "questions and a reward for right answers alone bring it back."
                     ),
                     evidence={"length": last[LENGTH], "length_before": first[LENGTH], "correct": last[CORRECT]},
-                    remedy="level, shares = recommend_level(pass_rates_by_level)  # from dynascope.rl.curriculum",
+                    remedy="level, shares = recommend_level(pass_rates_by_level)  # from dynascope.rl.tasks.curriculum",
                     source="2503.18892, sections 3.1 and 3.2; half of the length, 5 looks (convention)",
                     series=LENGTH,
                 )
@@ -155,7 +155,7 @@ class FormatPressure(_Courses):
                         f"({first[CORRECT]:.0%} to {last[CORRECT]:.0%}): the policy learns the form. Pay for right answers alone."
                     ),
                     evidence={"formatted": last[FORMATTED], "reward": last[REWARD], "correct": last[CORRECT]},
-                    remedy="reward = RewardRule.named('correctness').as_reward(is_right)  # from dynascope.rl.reward_rules",
+                    remedy="reward = RewardRule.named('correctness').as_reward(is_right)  # from dynascope.rl.tasks.reward_rules",
                     source="2503.18892, section 3.1; 5 looks (convention)",
                     series=REWARD,
                 )
@@ -194,7 +194,7 @@ class UnsuitableQuestions(_Courses):
                 f"the others teach nothing: they are {kind.replace('-', ' ')} for this policy."
             ),
             evidence={"learnable": last[LEARNABLE], "solved": last[SOLVED], "unsolved": last[UNSOLVED]},
-            remedy="sampler = QueryDifficultySelector(pass_rates, low=0.125, high=0.875)  # from dynascope.rl.curriculum",
+            remedy="sampler = QueryDifficultySelector(pass_rates, low=0.125, high=0.875)  # from dynascope.rl.tasks.curriculum",
             source="2503.18892, section 3.2; a tenth of the questions at 10 looks (convention)",
             series=LEARNABLE,
         )
@@ -229,7 +229,7 @@ class KeywordIllusion(_Courses):
                         "do not take the words for thought."
                     ),
                     evidence={"reflections": last[REFLECTIONS], "behaviours": last[BEHAVIOURS]},
-                    remedy="labeller = JudgeLabeller(ask, sample=64)  # from dynascope.rl.behaviours",
+                    remedy="labeller = JudgeLabeller(ask, sample=64)  # from dynascope.rl.reasoning.behaviours",
                     source="2503.18892, appendix C (keywords and behaviours go together only weakly); 5 looks (convention)",
                     series=REFLECTIONS,
                 )

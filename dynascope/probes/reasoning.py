@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.record import Series
-from dynascope.rl.pass_at_k import cot_pass_at_k, pass_at_k
+from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
 
 
 class ReasoningDynamics:

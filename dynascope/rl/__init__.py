@@ -24,8 +24,8 @@ from dynascope.rl.distillation import (
     kd_mask,
     kd_rkl_loss,
 )
-from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
-from dynascope.rl.entropy_signal import EntropySignal, token_entropy
+from dynascope.rl.entropy.parts import AdaptiveTemperature, entropy_aware
+from dynascope.rl.entropy.signal import EntropySignal, token_entropy
 from dynascope.rl.hidden_reward import (
     HiddenReward,
     HiddenRewardSteering,
@@ -60,10 +60,10 @@ from dynascope.rl.presets import (
     thr,
     thr_gspo,
 )
-from dynascope.rl.quantiles import QuantileTracker
 from dynascope.rl.ratios import log_ratios
-from dynascope.rl.risk import mvar_advantage, risk_report
-from dynascope.rl.risk_advantage import RiskAdvantage
+from dynascope.rl.risk.advantage import RiskAdvantage
+from dynascope.rl.risk.measures import mvar_advantage, risk_report
+from dynascope.rl.risk.quantiles import QuantileTracker
 from dynascope.rl.surrogate import clipped_surrogate
 
 __all__ = [

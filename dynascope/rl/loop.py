@@ -18,8 +18,8 @@ from dynascope.rl.critic import LinearCritic
 from dynascope.rl.distillation import TeacherScorer, solved
 from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
-from dynascope.rl.rewards import Reward, evaluate_rewards
 from dynascope.rl.rollout import Rollout, sample, score
+from dynascope.rl.tasks.rewards import Reward, evaluate_rewards
 
 _SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
 

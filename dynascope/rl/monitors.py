@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
-from dynascope.rl.behaviours import REPETITIVE, BehaviourLabeller, compression_ratio, num_reflections
-from dynascope.rl.pass_at_k import pass_at_k
+from dynascope.rl.reasoning.behaviours import REPETITIVE, BehaviourLabeller, compression_ratio, num_reflections
+from dynascope.rl.reasoning.pass_at_k import pass_at_k
 from dynascope.rl.rollout import Rollout
 
 

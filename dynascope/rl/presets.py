@@ -6,11 +6,11 @@ import difflib
 from dynascope.rl.advantage_filter import AdvantageFilter
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
 from dynascope.rl.distillation import LinearAnneal, unsolved_prompts, wrong_answers
-from dynascope.rl.entropy_aware import entropy_aware
+from dynascope.rl.entropy.parts import entropy_aware
 from dynascope.rl.hidden_reward import HiddenRewardSteering
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.objective import PolicyObjective
-from dynascope.rl.risk_advantage import RiskAdvantage
+from dynascope.rl.risk.advantage import RiskAdvantage
 
 grpo = PolicyObjective()
 """2402.03300, without its KL term: `grpo.having(kl=(KLTerm(coefficient=0.04),))` has it."""
@@ -19,7 +19,7 @@ dr_grpo = grpo.having(advantage=GroupZScore(std="none"), aggregation="max-length
 dapo = grpo.having(clip=(0.2, 0.28), aggregation="token-mean")
 """2503.14476: clip higher, and every token weighs the same. Dropping uniform groups is the loop's `keep`."""
 relift_rl = dr_grpo.having(clip=(None, None), entropy_bonus=1e-3)
-"""2506.07527: what its program runs between the steps of fine-tuning, which are `rl.interleave`'s; nothing is clipped."""
+"""2506.07527: what its program runs between steps of fine-tuning (`rl.interleaving.interleave`); nothing is clipped."""
 simplerl_zoo = grpo.having(
     advantage=GroupZScore(eps=1e-6), aggregation="token-mean", kl=(KLTerm("ref", "k3", 1e-4, clamp=10.0),)
 )
@@ -40,7 +40,7 @@ riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
 """2510.00911: a mixed value at risk of bundled rewards instead of their mean. It has a state: `preset` gives a fresh one."""
 stable_reinforce = reinforce_pp.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))
 """2505.02835: log-ratios held before they are exponentiated, advantages beyond three sigma left out. Works over any other:
-`grpo.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))`. Its consistency reward is `rl.pairwise.JudgeReward`."""
+`grpo.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))`. Its consistency reward is `rl.tasks.pairwise.JudgeReward`."""
 thr = grpo.having(post=(HiddenRewardSteering(p=0.2),))
 """2510.03669: tilted towards tokens that raise the likelihood of right answers; p below 0 explores instead."""
 thr_gspo = thr.having(ratio="sequence-token", clip=(3e-4, 4e-4))

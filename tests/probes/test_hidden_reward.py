@@ -15,9 +15,9 @@ from dynascope.probes.hidden_reward import (
     token_report,
     top_overlap,
 )
-from dynascope.rl.arithmetic import CHARACTERS, PAD, STOP, encode
 from dynascope.rl.hidden_reward import HiddenReward
 from dynascope.rl.rollout import sample
+from dynascope.rl.tasks.arithmetic import CHARACTERS, PAD, STOP, encode
 
 
 def test_concentration_and_overlap_by_hand() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynascope.rl.arithmetic import CHARACTERS, PAD, STOP
+from dynascope.rl.tasks.arithmetic import CHARACTERS, PAD, STOP
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.entropy_signal import EntropySignal
+from dynascope.rl.entropy.signal import EntropySignal
 from dynascope.rl.objective import LossView
-from dynascope.rl.quantiles import QuantileTracker
+from dynascope.rl.risk.quantiles import QuantileTracker
 
 
 def main(folder: Path) -> None:

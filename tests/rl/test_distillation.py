@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynascope.rl.arithmetic import STOP, Arithmetic, encode
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import (
     LinearAnneal,
@@ -29,6 +28,7 @@ from dynascope.rl.loop import LoopConfig, Step, train
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import grpo, kd_rkl, kdrl, kdrl_masking_group, kdrl_masking_response
 from dynascope.rl.rollout import sample, score
+from dynascope.rl.tasks.arithmetic import STOP, Arithmetic, encode
 
 
 def batch(num: int = 8, width: int = 5, **changes: Any) -> PolicyBatch:

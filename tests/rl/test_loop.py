@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from dynascope.rl.advantages import GroupZScore
-from dynascope.rl.arithmetic import Arithmetic, answer_reward
-from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.loop import LoopConfig, Step, train
 from dynascope.rl.monitors import learnable_groups
 from dynascope.rl.presets import dapo, grpo, preset, reinforce_pp
 from dynascope.rl.rollout import score
+from dynascope.rl.tasks.arithmetic import Arithmetic, answer_reward
+from dynascope.rl.tasks.base_model import BaseModel, base_model
 
 TASK = Arithmetic(digits=(1,))
 QUICK = LoopConfig(num_steps=2, num_prompts=4, num_samples=4)

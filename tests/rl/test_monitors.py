@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from dynascope.rl.aggregation import aggregate
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.behaviours import (
+from dynascope.rl.monitors import monitored, pass_at_k_gap, watch_responses, watch_verl
+from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.presets import grpo, simplerl_zoo
+from dynascope.rl.reasoning.behaviours import (
     BEHAVIOURS,
     BehaviourLabeller,
     JudgeLabeller,
@@ -21,10 +23,8 @@ from dynascope.rl.behaviours import (
     num_reflections,
     parse_behaviours,
 )
-from dynascope.rl.checkpoints import checkpoints_page, compare_checkpoints
-from dynascope.rl.monitors import monitored, pass_at_k_gap, watch_responses, watch_verl
-from dynascope.rl.objective import PolicyObjective
-from dynascope.rl.presets import grpo, simplerl_zoo
+from dynascope.rl.reasoning.checkpoints import checkpoints_page, compare_checkpoints
+from dynascope.rl.tasks.arithmetic import Arithmetic
 
 LENGTHS = torch.tensor([100, 200, 300, 8192, 8192])
 CUT, CORRECT = LENGTHS == 8192, torch.tensor([True, False, True, False, False])
@@ -245,7 +245,7 @@ def test_checkpoints_side_by_side(tiny_llama: Any, tmp_path: Path) -> None:
 
 def test_the_recipe_as_trls_settings(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    from dynascope.rl.recipes import simplerl_zoo_config
+    from dynascope.rl.adapters.recipes import simplerl_zoo_config
 
     small, large = (
         simplerl_zoo_config(size, output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
@@ -262,8 +262,8 @@ def test_trls_trainer_runs_the_recipe_and_logs_its_monitors(
 ) -> None:
     pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    from dynascope.rl.recipes import simplerl_zoo_config
-    from dynascope.rl.trl import PolicyObjectiveTrainer
+    from dynascope.rl.adapters.recipes import simplerl_zoo_config
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
 
     tiny_llama.save_pretrained(tmp_path)
     tiny_llama.config._name_or_path = str(tmp_path)

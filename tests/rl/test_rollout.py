@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from dynascope.rl.arithmetic import STOP, encode
 from dynascope.rl.monitors import learnable_groups, watch_rollout
 from dynascope.rl.rollout import Rollout, sample, score
+from dynascope.rl.tasks.arithmetic import STOP, encode
 
 
 def drawn(model: Any, texts: tuple[str, ...] = ("47+85=", "12+34="), **changes: Any) -> Rollout:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fabricated import assert_tells_apart, fabricate, worlds_of
 
-from dynascope.rl.arithmetic import Sum
+from dynascope.rl.tasks.arithmetic import Sum
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
 from dynascope.studies.relift.method import CarelessArithmetic, CarelessSum, Config, accept, passes

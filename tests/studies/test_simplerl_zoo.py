@@ -7,7 +7,7 @@ import pytest
 import torch
 from fabricated import assert_tells_apart, fabricate, worlds_of
 
-from dynascope.rl.reward_rules import RewardRule
+from dynascope.rl.tasks.reward_rules import RewardRule
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
 from dynascope.studies.simplerl_zoo.bandits import difficulty_bandit, format_bandit

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynascope.rl.monitors import entropy_covariance
-from dynascope.rl.risk import mvar_advantage
+from dynascope.rl.risk.measures import mvar_advantage
 from dynascope.theory.riskpo import discrete_quantile, entropy_rate
 
 

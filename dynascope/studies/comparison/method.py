@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from dynascope.losses.preference import MARGIN_LOSSES, PreferencePairs, margin_loss
 from dynascope.record import Series
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.base_model import BaseModel
-from dynascope.rl.entropy_aware import AdaptiveTemperature
-from dynascope.rl.gsm8k import WordProblems, read_gsm8k
+from dynascope.rl.entropy.parts import AdaptiveTemperature
 from dynascope.rl.loop import LoopConfig, Task, draw_rollout
 from dynascope.rl.presets import PRESETS, preset
 from dynascope.rl.rollout import Rollout, score
+from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel
+from dynascope.rl.tasks.gsm8k import WordProblems, read_gsm8k
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, declare, measure_policy, reinforce, start_model
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dynascope.probes.reasoning import ReasoningDynamics
 from dynascope.record import Series
-from dynascope.rl.arithmetic import PAD, STOP, encode
-from dynascope.rl.base_model import supervised_loss
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.presets import preset
+from dynascope.rl.tasks.arithmetic import PAD, STOP, encode
+from dynascope.rl.tasks.base_model import supervised_loss
 from dynascope.studies.cot_pass_at_k.scratchpads import Scratchpads
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce

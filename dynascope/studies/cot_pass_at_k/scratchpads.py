@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from dynascope.rl.arithmetic import CHARACTERS, PAD, STOP, decode, encode
+from dynascope.rl.tasks.arithmetic import CHARACTERS, PAD, STOP, decode, encode
 
 MODULUS = 5
 

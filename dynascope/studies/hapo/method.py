@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import torch
 
 from dynascope.record import Series
-from dynascope.rl.arithmetic import PAD, STOP, Arithmetic
-from dynascope.rl.base_model import BaseModel
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.entropy_aware import AdaptiveTemperature, entropy_aware
-from dynascope.rl.entropy_report import by_entropy, weight_shares
+from dynascope.rl.entropy.parts import AdaptiveTemperature, entropy_aware
+from dynascope.rl.entropy.report import by_entropy, weight_shares
 from dynascope.rl.loop import LoopConfig, Step
 from dynascope.rl.monitors import learnable_groups
 from dynascope.rl.objective import LossView, PolicyObjective
 from dynascope.rl.presets import dapo
 from dynascope.rl.rollout import score
 from dynascope.rl.surrogate import clipped_surrogate
+from dynascope.rl.tasks.arithmetic import PAD, STOP, Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, reinforce, start_model
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dynascope.record import RecordWriter, Series
-from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.loop import LoopConfig, Step, Task, draw_rollout, train
 from dynascope.rl.objective import PolicyObjective
-from dynascope.rl.pass_at_k import cot_pass_at_k, pass_at_k
+from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
 from dynascope.rl.rollout import score
+from dynascope.rl.tasks.base_model import BaseModel, base_model
 from dynascope.studies.harness.study import StudyRecord
 
 _TEST_SEED = 2**31

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from dynascope.record import Series
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.distillation import (
     GAPS,
     LinearAnneal,
@@ -27,6 +25,8 @@ from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import grpo
 from dynascope.rl.rollout import score
+from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel, base_model
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, declare, measure_policy, reinforce, start_model
 

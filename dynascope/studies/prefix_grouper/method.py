@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from dynascope.nn.shared_prefix import estimate_savings
 from dynascope.record import Series
-from dynascope.rl.arithmetic import Arithmetic
 from dynascope.rl.loop import LoopConfig, draw_rollout
 from dynascope.rl.presets import grpo
 from dynascope.rl.shared_prefix import Groups, grouped_log_probs
+from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.studies.harness import StudyRecord
 
 

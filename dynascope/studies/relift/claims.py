@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from dynascope.record import Record
-from dynascope.rl.difficulty import STRATA
+from dynascope.rl.tasks.difficulty import STRATA
 from dynascope.studies.harness import Claim, Runs
 
 

@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 
 from dynascope.report import Chart, draw
-from dynascope.rl.difficulty import STRATA
+from dynascope.rl.tasks.difficulty import STRATA
 from dynascope.studies.harness import Runs
 from dynascope.studies.harness.curves import curves
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from dynascope.losses.demonstrations import DemonstrationLoss, interleaved_sft_loss
 from dynascope.record import Series
-from dynascope.rl.arithmetic import Arithmetic, Sum
-from dynascope.rl.base_model import BaseModel
-from dynascope.rl.demonstrations import Demonstrations
-from dynascope.rl.difficulty import STRATA, DifficultyProbe, DifficultyProfile
-from dynascope.rl.interleave import FineTuning, Interleaver, WithDemonstrations
+from dynascope.rl.interleaving.demonstrations import Demonstrations
+from dynascope.rl.interleaving.interleave import FineTuning, Interleaver, WithDemonstrations
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.presets import relift_rl
 from dynascope.rl.rollout import completion_logits
+from dynascope.rl.tasks.arithmetic import Arithmetic, Sum
+from dynascope.rl.tasks.base_model import BaseModel
+from dynascope.rl.tasks.difficulty import STRATA, DifficultyProbe, DifficultyProfile
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, reinforce, start_model
 
@@ -112,7 +112,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Arm:
-    """When is fine-tuned: a schedule of `rl/schedules.py`, or one of the two other ways to join the losses."""
+    """When is fine-tuned: a schedule of `rl/interleaving/schedules.py`, or one of the two other ways to join the losses."""
 
     schedule: str
     joined: Literal["no", "one loss", "one after the other"] = "no"

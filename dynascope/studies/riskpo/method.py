@@ -12,13 +12,13 @@ import torch
 
 from dynascope.record import Series
 from dynascope.rl.advantages import center, unit_rms
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.base_model import BaseModel
 from dynascope.rl.loop import LoopConfig, Step
 from dynascope.rl.monitors import entropy_covariance
 from dynascope.rl.objective import PolicyObjective, PostProcessor
 from dynascope.rl.presets import grpo
-from dynascope.rl.risk_advantage import RiskAdvantage
+from dynascope.rl.risk.advantage import RiskAdvantage
+from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, reinforce, start_model
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dynascope.rl.advantages import group_z_score
-from dynascope.rl.reward_rules import RewardRule
+from dynascope.rl.tasks.reward_rules import RewardRule
 
 
 def format_bandit(

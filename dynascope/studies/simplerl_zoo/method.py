@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from dynascope.record import Series
-from dynascope.rl.arithmetic import Sum
-from dynascope.rl.base_model import BaseModel
-from dynascope.rl.interleave import FineTuning, fine_tune
+from dynascope.rl.interleaving.interleave import FineTuning, fine_tune
 from dynascope.rl.loop import LoopConfig, Step
 from dynascope.rl.monitors import watch_responses
 from dynascope.rl.presets import simplerl_zoo
-from dynascope.rl.reward_rules import RewardRule
+from dynascope.rl.tasks.arithmetic import Sum
+from dynascope.rl.tasks.base_model import BaseModel
+from dynascope.rl.tasks.reward_rules import RewardRule
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce, start_model
 from dynascope.studies.simplerl_zoo.bandits import difficulty_bandit, format_bandit

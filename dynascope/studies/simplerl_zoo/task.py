@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from dynascope.rl.arithmetic import Arithmetic, Checked, Sum
+from dynascope.rl.tasks.arithmetic import Arithmetic, Checked, Sum
 
 _CHECK = re.compile(r"\d+=\d+\+\d+")
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from dynascope.probes.hidden_reward import TOP, concentration, likelihood_displacement, top_overlap
 from dynascope.record import Series
 from dynascope.rl.advantages import group_z_score
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.base_model import BaseModel
 from dynascope.rl.hidden_reward import HiddenReward, HiddenRewardSteering, token_hidden_reward
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.presets import grpo
 from dynascope.rl.rollout import Rollout, score
+from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce, start_model
 

@@ -8,10 +8,10 @@ import torch
 
 import dynascope
 from dynascope.record import RecordWriter
-from dynascope.rl.arithmetic import Arithmetic
-from dynascope.rl.base_model import BaseModel, base_model
 from dynascope.rl.loop import LoopConfig
 from dynascope.rl.presets import preset
+from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.base_model import BaseModel, base_model
 from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce
 
 pytest.importorskip("transformers")

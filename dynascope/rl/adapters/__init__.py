@@ -1,0 +1,1 @@
+"""The same objectives in TRL and verl, and rollouts by other engines."""

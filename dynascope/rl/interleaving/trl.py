@@ -1,0 +1,67 @@
+"""ReLIFT inside TRL's GRPOTrainer: the hardest questions of its rollouts, fine-tuned on between its steps (2506.07527)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+from dynascope.rl.interleaving.hardest import gathered
+from dynascope.rl.interleaving.interleave import Interleaver
+
+
+class InterleavedTrainer(PolicyObjectiveTrainer):
+    """`PolicyObjectiveTrainer` with fine-tuning on demonstrations in between; needs the extra `trl`.
+
+    `interleave(model)` makes the `Interleaver` for the trainer's model; its task is `WordProblems` with the trainer's
+    tokenizer, or one of your own. A question is a row of the training set, known by its prompt. `correctness` names the
+    reward function whose positive values mean a right answer; None takes the sum of all. Under DDP every process works on
+    its share of the demonstrations; sharded models (FSDP, DeepSpeed) are not supported.
+
+    Raises ValueError for a `correctness` that names no reward function.
+
+    >>> def interleave(model):
+    ...     task = WordProblems(rows, tokenizer, max_new_tokens=256)
+    ...     return Interleaver(model, task, Demonstrations(solutions), batch_size=128, lr=1e-6)
+    >>> InterleavedTrainer(model, reward_funcs=reward, args=args, train_dataset=rows, objective=relift_rl, interleave=interleave)
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        interleave: Callable[[nn.Module], Interleaver],
+        correctness: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if correctness is not None and correctness not in self.reward_func_names:
+            names = ", ".join(self.reward_func_names)
+            raise ValueError(f"there is no reward function {correctness!r}; there are {names}")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("fine-tuning in between works on replicated models only: leave FSDP and DeepSpeed off")
+        self._correctness = correctness
+        self.interleaver = interleave(self.model)
+        self.add_callback(_AfterEachStep(self))
+
+    def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        by_function = super()._calculate_rewards(inputs, *args, **kwargs)
+        if self.model.training:
+            column = None if self._correctness is None else self.reward_func_names.index(self._correctness)
+            values = self._rewards if column is None else by_function[:, column]
+            rows = gathered([{"prompt": row["prompt"]} for row in inputs])
+            self.interleaver.see(rows, (values > 0).tolist())
+        return by_function
+
+    def fine_tune_if_due(self) -> None:
+        """At most one step of fine-tuning, logged with the trainer's own metrics."""
+        for name, value in self.interleaver.step(self.state.global_step - 1).items():
+            self._metrics["train"][name].append(float(value))
+
+
+class _AfterEachStep(TrainerCallback):
+    def __init__(self, trainer: InterleavedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer.fine_tune_if_due()

@@ -1,0 +1,230 @@
+"""Presets equal TRL's own losses on the same batch, and TRL's trainer runs any objective."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynascope.rl.advantages import WhitenedReturns
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.distillation import TeacherReward
+from dynascope.rl.kl import KLTerm
+from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_group, reinforce_pp
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+
+
+def settings(folder: Path, **changes: Any) -> Any:
+    basics: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "max_steps": 2,
+        "use_cpu": True,
+        "report_to": [],
+        "bf16": False,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return trl.GRPOConfig(**{**basics, **changes})
+
+
+def trainer(kind: Any, llama: Any, tokenizer: Any, args: Any, **more: Any) -> Any:
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        return [float(len(set(text)) % 3) for text in completions]
+
+    if args.beta:  # TRL loads the start model again by its name
+        llama.save_pretrained(args.output_dir)
+        llama.config._name_or_path = args.output_dir
+    prompts = datasets.Dataset.from_dict(
+        {"prompt": [f"{first}+{second}=" for first in range(4) for second in range(4)]}
+    )
+    return kind(llama, reward_funcs=reward, args=args, train_dataset=prompts, processing_class=tokenizer, **more)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes"),
+    [
+        (grpo, {"loss_type": "grpo"}),
+        (
+            grpo.having(kl=(KLTerm("ref", "k3", 0.04),)),
+            {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False},
+        ),
+        (
+            grpo.having(kl=(KLTerm("ref", "k3", 0.04, is_ratio_weighted=True),)),
+            {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": True},
+        ),
+        (dr_grpo, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+        (dapo, {"loss_type": "dapo", "epsilon_high": 0.28}),
+        (
+            gspo,
+            {
+                "loss_type": "grpo",
+                "importance_sampling_level": "sequence",
+                "epsilon": 3e-4,
+                "epsilon_high": 4e-4,
+            },
+        ),
+    ],
+    ids=["grpo", "grpo with KL", "grpo with corrected KL", "dr_grpo", "dapo", "gspo"],
+)
+def test_a_preset_is_trls_loss(
+    objective: Any, changes: dict[str, Any], tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    theirs = trainer(trl.GRPOTrainer, tiny_llama, character_tokenizer, settings(tmp_path, **changes))
+    theirs.current_gradient_accumulation_steps = 1
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([6, 2, 1, 5, 3, 6, 4, 2])
+    mask = torch.arange(6) < lengths[:, None]
+    completions = torch.randint(1, 15, (8, 6), generator=generator)
+    prompts = torch.randint(1, 15, (8, 4), generator=generator)
+    rewards = torch.rand(8, generator=generator)
+    batch = PolicyBatch(mask=mask, rewards=rewards, group_ids=torch.arange(8) // 4, max_length=6)
+    ids, seen = torch.cat([prompts, completions], 1), torch.cat([torch.ones_like(prompts), mask.long()], 1)
+
+    def log_probs() -> Tensor:
+        return theirs._get_per_token_logps_and_entropies(tiny_llama, ids, seen, 6)[0]
+
+    with torch.no_grad():
+        now = log_probs()
+        behaviour = now + 0.3 * torch.randn(8, 6, generator=generator)
+        reference = now + 0.3 * torch.randn(8, 6, generator=generator)
+    advantage = objective.advantages(batch)
+    inputs = {
+        "prompt_ids": prompts,
+        "prompt_mask": torch.ones_like(prompts),
+        "completion_ids": completions,
+        "completion_mask": mask.long(),
+        "advantages": advantage,
+        "old_per_token_logps": behaviour,
+        "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum(),
+    }
+    tiny_llama.train()
+    theirs.args.steps_per_generation = 1
+    expected = theirs._compute_loss(tiny_llama, inputs)
+    expected_gradient = torch.autograd.grad(expected, list(tiny_llama.parameters()))
+    batch = batch.having(advantage=advantage, behaviour_log_probs=behaviour, ref_log_probs=reference)
+    found, metrics = objective.loss(batch.having(log_probs=log_probs()))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    for ours, one in zip(torch.autograd.grad(found, list(tiny_llama.parameters())), expected_gradient, strict=True):
+        torch.testing.assert_close(ours, one, atol=1e-6, rtol=1e-5)
+    if objective.ratio == "token":  # of a sequence ratio TRL tells the share of completions, we that of tokens
+        for name in ("low", "high"):
+            assert float(metrics[f"clip/{name}"]) == pytest.approx(
+                theirs._metrics["train"][f"clip_ratio/{name}_mean"][0]
+            )
+    if objective.kl and not objective.kl[0].is_ratio_weighted:
+        assert float(metrics["kl/ref"]) == pytest.approx(theirs._metrics["train"]["kl"][0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes"),
+    [
+        ("dapo", {"num_iterations": 2}),
+        ("riskpo", {}),
+        ("hapo", {"num_iterations": 2}),
+        (reinforce_pp, {"beta": 1e-3}),
+        ("stable_reinforce", {"beta": 1e-3, "num_iterations": 2}),
+        ("thr", {}),
+        ("thr_gspo", {"num_iterations": 2}),
+        (grpo.having(kl=(KLTerm("ref", "k2", 0.1),), entropy_bonus=1e-3), {"beta": 1e-3, "num_iterations": 2}),
+    ],
+    ids=["dapo", "riskpo", "hapo", "reinforce_pp", "stable_reinforce", "thr", "thr_gspo", "grpo with k2"],
+)
+def test_trls_trainer_runs_it(
+    objective: Any, changes: dict[str, Any], tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    before = [parameter.detach().clone() for parameter in tiny_llama.parameters()]
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path, **changes), objective=objective
+    )
+    ours.train()
+    told = [log for log in ours.state.log_history if "policy/policy_loss" in log]
+    assert len(told) == 2
+    assert all(torch.isfinite(torch.tensor(log["policy/entropy"])) for log in told)
+    moved = [float((now - old).abs().max()) for now, old in zip(tiny_llama.parameters(), before, strict=True)]
+    assert max(moved) > 1e-5
+
+
+def test_trls_trainer_asks_a_teacher(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    teacher = copy.deepcopy(tiny_llama)
+    torch.nn.init.normal_(teacher.lm_head.weight, std=0.2)
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path),
+        objective=kdrl_masking_group.having(advantage=TeacherReward()), teacher=teacher,
+    )  # fmt: skip
+    ours.train()
+    told = [log for log in ours.state.log_history if "policy/kl/teacher" in log]
+    assert len(told) == 2
+    assert all(log["policy/kl/teacher"] > 0 for log in told)
+    teacher.resize_token_embeddings(24)
+    with pytest.raises(ValueError, match="must share"):
+        trainer(
+            PolicyObjectiveTrainer,
+            tiny_llama,
+            character_tokenizer,
+            settings(tmp_path),
+            objective="kdrl",
+            teacher=teacher,
+        )
+
+
+def test_grpo_in_our_trainer_takes_trls_own_steps(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    other = copy.deepcopy(tiny_llama)
+    args = {"loss_type": "grpo", "gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 4, "seed": 3}
+    trainer(trl.GRPOTrainer, tiny_llama, character_tokenizer, settings(tmp_path / "theirs", **args)).train()
+    trainer(
+        PolicyObjectiveTrainer, other, character_tokenizer, settings(tmp_path / "ours", **args), objective=grpo
+    ).train()
+    for ours, theirs in zip(other.parameters(), tiny_llama.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_what_trl_cannot_give_is_told(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    def make(objective: Any) -> None:
+        trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path), objective=objective)
+
+    with pytest.raises(ValueError, match="give teacher="):
+        make(grpo.having(kl=(KLTerm("teacher", "k2"),)))
+    with pytest.raises(ValueError, match="set beta"):
+        make(reinforce_pp.having(advantage=WhitenedReturns(1e-3)))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_trl_trains_the_same_with_shared_prompts(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, beta: float
+) -> None:
+    from dynascope.rl.adapters.shared_prefix import SharedPromptsMixin
+
+    calls = []
+
+    class Sharing(SharedPromptsMixin, trl.GRPOTrainer):  # type: ignore[misc, name-defined]
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    ends = []
+    for kind in (trl.GRPOTrainer, Sharing):
+        torch.manual_seed(0)
+        model = copy.deepcopy(tiny_llama)
+        one = trainer(kind, model, character_tokenizer, settings(tmp_path / kind.__name__, beta=beta, seed=1))
+        one.train()
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert calls
+    assert torch.allclose(*ends, atol=2e-5)

@@ -1,0 +1,111 @@
+"""Objectives in verl's registries, in the signatures of verl 0.9; with verl itself where it can be imported."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynascope.rl.adapters.verl import register
+from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.kl import KLTerm
+from dynascope.rl.presets import grpo, preset
+
+REWARDS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
+MASK = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]])
+INDEX = np.array(["b", "b", "a", "a"], dtype=object)
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The two dictionaries, filled by decorators as verl's are."""
+    told = SimpleNamespace(advantages={}, losses={})
+
+    def into(registry: dict[str, Any]) -> Callable[[str], Callable[[Any], Any]]:
+        return lambda name: lambda function: registry.setdefault(name, function)
+
+    core = ModuleType("verl.trainer.ppo.core_algos")
+    core.register_adv_est, core.register_policy_loss = into(told.advantages), into(told.losses)  # type: ignore[attr-defined]
+    for name in ("verl", "verl.trainer", "verl.trainer.ppo"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, core.__name__, core)
+    return told
+
+
+def test_advantages_are_of_groups_by_verls_index(registries: SimpleNamespace) -> None:
+    register("grpo")
+    advantages, returns = registries.advantages["grpo"](
+        token_level_rewards=REWARDS, response_mask=MASK, config=None, index=INDEX
+    )
+    expected = grpo.advantages(
+        PolicyBatch(mask=MASK.bool(), rewards=REWARDS.sum(1), group_ids=torch.tensor([1, 1, 0, 0]))
+    )
+    assert torch.equal(advantages, expected[:, None] * MASK)
+    assert torch.equal(advantages, returns)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "dr_grpo"])
+def test_micro_batches_on_two_ranks_add_up_to_the_whole_loss(registries: SimpleNamespace, name: str) -> None:
+    register(name, "mine")
+    old = torch.randn(4, 3) - 2
+    new = (old + 0.3 * torch.randn(4, 3)).requires_grad_()
+    advantages = torch.randn(4)[:, None] * MASK
+    loss = registries.losses["mine"]
+    info = {"dp_size": 2, "batch_num_tokens": int(MASK.sum()), "global_batch_size": 4}
+    config = SimpleNamespace(global_batch_info=info)
+    parts = [
+        loss(
+            old_log_prob=old[rows], log_prob=new[rows], advantages=advantages[rows], response_mask=MASK[rows],
+            loss_agg_mode="token-mean", config=config, rollout_is_weights=None,
+        )[0]
+        for rows in (slice(0, 1), slice(1, 4))
+    ]  # fmt: skip
+    whole, metrics = loss(old_log_prob=old, log_prob=new, advantages=advantages, response_mask=MASK)
+    # verl takes the mean of gradients over its two ranks.
+    assert float(sum(parts) / 2) == pytest.approx(float(whole), rel=1e-5)
+    assert all(isinstance(value, float) for value in metrics.values())
+    batch = PolicyBatch(
+        mask=MASK.bool(), rewards=torch.zeros(4), group_ids=torch.arange(4), advantage=advantages, log_probs=new,
+        behaviour_log_probs=old, max_length=3,
+    )  # fmt: skip
+    assert float(whole) == pytest.approx(float(preset(name).loss(batch)[0]), rel=1e-6)
+
+
+def test_weights_against_drift_are_applied(registries: SimpleNamespace) -> None:
+    register("grpo")
+    given: dict[str, Any] = {"old_log_prob": torch.zeros(4, 3), "log_prob": torch.zeros(4, 3), "response_mask": MASK}
+    plain, _ = registries.losses["grpo"](advantages=torch.ones(4, 3), **given)
+    half, _ = registries.losses["grpo"](
+        advantages=torch.ones(4, 3), rollout_is_weights=torch.full((4, 3), 0.5), **given
+    )
+    assert float(half) == pytest.approx(float(plain) / 2)
+
+
+@pytest.mark.usefixtures("registries")
+def test_what_verl_does_not_give_is_told() -> None:
+    with pytest.raises(ValueError, match="ref_log_probs"):
+        register(grpo.having(kl=(KLTerm("ref", "k3", 0.1),)), "mine")
+    with pytest.raises(ValueError, match="needs a name"):
+        register(grpo)
+    with pytest.raises(ValueError, match="group-token-mean"):
+        register(grpo.having(aggregation="group-token-mean"), "mine")
+
+
+def test_without_verl_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "verl.trainer.ppo.core_algos", None)
+    with pytest.raises(ValueError, match="pip install verl"):
+        register("grpo")
+
+
+def test_verls_own_registries_and_its_own_grpo() -> None:
+    core = pytest.importorskip("verl.trainer.ppo.core_algos")
+    register("grpo", "dynascope-grpo")
+    config = importlib.import_module("omegaconf").OmegaConf.create({"clip_ratio": 0.2})
+    given = {"token_level_rewards": REWARDS, "response_mask": MASK, "config": config, "index": INDEX}
+    mine, theirs = (core.get_adv_estimator_fn(name)(**given)[0] for name in ("dynascope-grpo", "grpo"))
+    assert torch.allclose(mine, theirs, atol=1e-3)
+    assert core.get_policy_loss_fn("dynascope-grpo") is not None

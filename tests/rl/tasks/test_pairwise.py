@@ -1,0 +1,109 @@
+"""The pairwise judge: order, parsing, the table of rewards, the referee's failures, votes and difficulty."""
+
+import pytest
+import torch
+
+from dynascope.rl.tasks.pairwise import (
+    THINK_ANSWER,
+    ConsistencyReward,
+    JudgeReward,
+    PairwiseJudgeTask,
+    compose_rewards,
+    difficulty_by_attempts,
+    parse_judgement,
+    position_report,
+    vote,
+)
+from dynascope.rl.tasks.rewards import FormatReward
+
+
+@pytest.mark.parametrize(
+    ("form", "result", "consistency", "expected"),
+    [(1, 1, 1, 2.0), (1, 1, 0, 1.5), (1, 1, -1, 1.0), (1, 0, 1, 0.5), (0, 1, 1, 1.5), (0, 1, 0, 1.0), (0, 1, -1, 0.5),
+     (0, 0, -1, 0)],
+)  # fmt: skip
+def test_the_table_of_rewards(form: float, result: float, consistency: float, expected: float) -> None:
+    parts = (torch.tensor([float(one)]) for one in (form, result, consistency))
+    assert compose_rewards(*parts).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ("<think>4\nis right</think><answer>1</answer>", True),
+        ("<think>4</think>\n<answer>1</answer>", True),
+        ("<think>4</think><answer>1</answer><answer>2</answer>", False),
+        ("<think>4</think> so <answer>1</answer>", False),
+        ("<think>4</think><answer>1</answer> indeed", False),
+        ("<think>4<answer>1</answer>", False),
+        ("<think>4</think><answer>1", False),
+        ("<think>a<think>b</think><answer>1</answer>", False),
+    ],
+)
+def test_the_format(text: str, is_right: bool) -> None:
+    assert FormatReward(THINK_ANSWER)([text]) == [float(is_right)]
+
+
+def test_comparisons_come_in_both_orders_with_the_label_that_belongs_to_them() -> None:
+    task = PairwiseJudgeTask([("q", "good", "bad"), ("r", "fine", "poor")])
+    drawn = task.draw(400, torch.Generator().manual_seed(0))
+    assert all((one.first if one.label == 1 else one.second) in ("good", "fine") for one in drawn)
+    assert 0.4 < sum(one.label == 1 for one in drawn) / 400 < 0.6
+    assert [one.label for one in task.both_orders()] == [1, 2, 1, 2]
+    assert "Answer 1:\ngood" in task.both_orders()[0].prompt
+    with pytest.raises(ValueError, match="no preferences"):
+        PairwiseJudgeTask([])
+
+
+def test_position_bias_votes_and_difficulty() -> None:
+    told = position_report(torch.tensor([1, 1, 2, 2]), torch.tensor([1, 1, 1, 2]))
+    assert told == {"accuracy": 0.75, "accuracy_first": 1.0, "accuracy_second": 0.5, "says_first": 0.75}
+    answers = torch.tensor([[1, 2, 2, 1, 1], [2, 0, 0, 1, 0], [0, 0, 0, 0, 0]])
+    assert vote(answers, 1).tolist() == [1, 2, 0]
+    assert vote(answers, 3).tolist() == [2, 2, 0]
+    assert vote(answers, 5).tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="between 1 and the 5"):
+        vote(answers, 6)
+    right = torch.tensor([[True, False, True], [False, False, True], [False, False, False]])
+    assert difficulty_by_attempts(right).tolist() == [1, 3, 4]
+
+
+def test_parsing() -> None:
+    assert parse_judgement("<think>a</think><answer> 2 </answer>") == ("a", "2")
+    assert parse_judgement("<answer>1</answer><answer>2</answer>")[1] == ""
+    assert parse_judgement("nothing") == ("nothing", "")
+
+
+def judged(reasoning: str, answer: str) -> str:
+    return f"<think>{reasoning}</think><answer>{answer}</answer>"
+
+
+def test_the_referee_sees_the_tail_once_and_only_where_the_answer_is_right() -> None:
+    seen = []
+
+    def referee(tail: str, answer: str) -> int:
+        seen.append((tail, answer))
+        return int(tail.endswith(answer))
+
+    consistency = ConsistencyReward(referee, tail_lines=2)
+    reward = JudgeReward(consistency)
+    texts = [judged("a\nb\nso 1", "1"), judged("x\nb\nso 1", "1"), judged("so 2", "1"), judged("so 2", "2"), "so 1"]
+    assert reward(completions=texts, label=[1, 1, 1, 1, 1]) == [2.0, 2.0, 1.0, 0.5, 0.0]
+    assert seen == [("b\nso 1", "1"), ("so 2", "1")]
+    assert reward(completions=texts[:1], label=["1"]) == [2.0]
+    assert consistency.num_calls == 2
+    assert consistency([judged("so 2", "2")]) == [1.0]
+    assert JudgeReward()(completions=texts[:1], label=[1]) == [1.5]
+
+
+def test_a_referee_that_fails_pays_nothing_and_is_counted() -> None:
+    def raises(tail: str, answer: str) -> int:
+        raise OSError("no server")
+
+    consistency = ConsistencyReward(raises)
+    assert JudgeReward(consistency)(completions=[judged("so 1", "1")], label=[1]) == [1.5]
+    assert (consistency.num_calls, consistency.num_failures) == (3, 1)
+    answers = iter([None, None, 1])
+    assert ConsistencyReward(lambda tail, answer: next(answers)).one("so 1", "1") == 1.0
+    with pytest.raises(ValueError, match="at least 1"):
+        ConsistencyReward(raises, retries=0)

@@ -1,0 +1,72 @@
+"""Rewards of users fail in every way that there is, and are told so in one line."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dynascope.rl.tasks.rewards import FormatReward, evaluate_rewards, overlong_penalty
+
+
+def length(completions: list[str], **columns: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def matches(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
+    return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+
+def test_several_rewards_are_weighed_and_told_apart() -> None:
+    total, each = evaluate_rewards(
+        {"length": length, "right": matches}, ["", ""], ["ab", "c"], {"answer": ["ab", "d"]}, weights={"length": 0.5}
+    )
+    assert total.tolist() == [2.0, 0.5]
+    assert each["right"].tolist() == [1, 0]
+
+
+def raising(**columns: Any) -> list[float]:
+    raise KeyError("gold")
+
+
+def hanging(**columns: Any) -> list[float]:
+    time.sleep(30)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        (raising, "reward 'raising' raised KeyError: 'gold'"),
+        (hanging, "'hanging' took more than 0.05 s"),
+        (lambda **columns: [1.0], "gave 1 values for 2 completions"),
+        (lambda **columns: [1.0, float("nan")], r"no finite number for completions \[1\]"),
+        (lambda **columns: [None, 1.0], r"no finite number for completions \[0\]"),
+    ],
+)
+def test_what_a_reward_does_wrong_is_told(reward: Callable[..., Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        evaluate_rewards(reward, ["", ""], ["a", "b"], time_limit=0.05)
+
+
+def test_without_a_time_limit_errors_are_told_too() -> None:
+    with pytest.raises(ValueError, match="raised KeyError"):
+        evaluate_rewards(raising, [""], ["a"], time_limit=None)
+    with pytest.raises(ValueError, match="weights name rewards that there are not: size"):
+        evaluate_rewards(length, [""], ["a"], weights={"size": 1.0})
+
+
+def test_format_is_of_the_whole_completion() -> None:
+    reward = FormatReward(r"<think>((?!</?think>).)*</think><answer>[12]</answer>")
+    good = "<think>a\nb</think><answer>1</answer>"
+    bad = [good + "x", good[:-1], good.replace("<answer>", " <answer>"), "<think>" + good]
+    assert reward(completions=[good, *bad]) == [1, 0, 0, 0, 0]
+
+
+def test_the_overlong_penalty_by_hand() -> None:
+    lengths, is_truncated = torch.tensor([5, 10, 15, 20, 20]), torch.tensor([False, False, False, False, True])
+    found = overlong_penalty(lengths, is_truncated, max_length=20, buffer=10)
+    assert found.tolist() == [0, 0, -0.5, -1, -1]
+    with pytest.raises(ValueError, match="buffer=0"):
+        overlong_penalty(lengths, is_truncated, max_length=20, buffer=0)
