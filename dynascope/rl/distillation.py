@@ -287,9 +287,8 @@ class TeacherScorer:
             for some in places.split(self.micro_batch):
                 part = rollout.select(some)
                 logits = completion_logits(self.model, part.prompts, part.prompt_mask, part.tokens)[..., : self.size]
-                log_probs = -nn.functional.cross_entropy(
-                    logits.float().mT / rollout.temperature, part.tokens, reduction="none"
-                )
+                logits = logits.float() / rollout.temperature
+                log_probs = logits.gather(-1, part.tokens[..., None])[..., 0] - logits.logsumexp(-1)
                 told[some] = log_probs.masked_fill(~part.mask, 0.0)
         finally:
             self.model.train(was_training)

@@ -57,7 +57,7 @@ def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> N
 
 
 def test_arms_are_the_presets_with_the_studys_coefficient() -> None:
-    config = Config(beta=2e-3)
+    config = Config(beta=2e-3, num_steps=40)
     term = kdrl.kl[0]
     assert objective(config, Arm()) == grpo.having(aggregation="token-mean")
     assert objective(config, Arm(kind="k2")).kl[0].weight(0) == term.weight(0)
