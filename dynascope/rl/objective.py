@@ -148,7 +148,8 @@ class PolicyObjective:
 
         Metrics: `policy_loss`, `clip/low`, `clip/high` (shares of tokens whose gradient the clip took), `ratio/mean`,
         `ratio/max_log` (the largest |log π − log π_behaviour|, before a pre-clip), `ratio/exploded` (share of tokens where it
-        exceeds 5), `kl/behaviour` (k3), `kl/ref` and `kl/teacher` where there is such a term, `entropy` where it is known, `pre_clipped` where there is a pre-clip.
+        exceeds 5), `kl/behaviour` (k3), `kl/ref` and `kl/teacher` where there is such a term, `entropy` where it is known,
+        `pre_clipped` where there is a pre-clip.
 
         Raises ValueError when log-probabilities, advantages or what a slot needs are missing.
         """

@@ -28,6 +28,7 @@ STUDIES = (
     "prefix-grouper",
     "riskpo",
     "relift",
+    "r1-reward",
     "scan-and-snap",
     "sigma-reparam",
 )
