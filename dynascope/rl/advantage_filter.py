@@ -7,7 +7,7 @@ removes every failure, and below 0.1 every success. What is left then has one si
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -104,7 +104,7 @@ class AdvantageFilter:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.mode not in ("zero", "drop"):
+        if self.mode not in get_args(Mode):
             raise ValueError(f"mode is zero or drop, not {self.mode!r}")
 
     def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:

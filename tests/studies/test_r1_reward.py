@@ -62,7 +62,7 @@ def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, w
 def test_smoke_preset_runs_every_arm_breaks_what_must_break_and_draws_every_figure(tmp_path: Path) -> None:
     verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
     assert verdict.failures == {}
-    measured = {claim["id"]: claim["measured"] for claim in verdict.to_json()["claims"]}
+    measured = {one.claim.id: one.measured for one in verdict.judgements}
     assert (measured["C1-broken"], measured["C1-held"]) == (1, 0)
     pictures = report_study(verdict.run, tmp_path / "pictures")
     assert len(list(pictures.glob("*.png"))) == 4

@@ -68,7 +68,7 @@ class Arm:
         )
 
 
-class _NotFinite(Exception):
+class _NotFiniteError(Exception):
     """Training has broken; there is nothing more to see."""
 
 
@@ -101,7 +101,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         is_finite = bool(norm.isfinite() & torch.as_tensor(step.metrics["policy/policy_loss"]).isfinite())
         record.add(step.number, {**step.metrics, **health, "advantage/used_max_abs": used, "finite": float(is_finite)})
         if not is_finite:
-            raise _NotFinite
+            raise _NotFiniteError
 
     reward = SumReward(with_consistency=arm.consistency)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
@@ -118,7 +118,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
             keep=corrupt if arm.world == "drift" else None,
             look=look,
         )
-    except _NotFinite:
+    except _NotFiniteError:
         return
     if is_plain:
         record.add(config.num_steps, judged(config, model, task))
