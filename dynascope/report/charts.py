@@ -56,7 +56,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Ensemble": ("ensemble",),
     "Learning in context": ("mesa", "mamba"),
     "Preferences": ("logps", "rewards", "entanglement"),
-    "Reasoning": ("reasoning",),
+    "Policy optimization": ("rollout", "policy", "advantage"),
+    "Reasoning": ("reasoning", "prior", "bandit", "sft", "judge"),
     "Time and memory": ("time", "throughput", "memory"),
 }
 OWN = "Logged by the run"

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 class Moments(NamedTuple):
     """Number, mean, and sum of squared distances from the mean of a shard's tokens."""
 
-    count: Float[Tensor, ""]
+    number: Float[Tensor, ""]
     mean: Float[Tensor, ""]
     squares: Float[Tensor, ""]
 
@@ -65,7 +65,7 @@ def normalize_advantages(
     tensor([[-1.,  1.]])
     """
     known = token_moments(values, mask) if moments is None else moments
-    deviation = (known.squares / known.count.clamp(min=1)).clamp(min=floor).sqrt()
+    deviation = (known.squares / known.number.clamp(min=1)).clamp(min=floor).sqrt()
     return ((values.double() - known.mean) / deviation).to(values.dtype).masked_fill(~mask, 0.0)
 
 

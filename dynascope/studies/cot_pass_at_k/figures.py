@@ -37,7 +37,9 @@ def over_k(runs: Sequence[Runs]) -> Chart:
             x=alt.X("k:Q", title="K", scale=alt.Scale(type="log", base=2)),
             y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1])),
             color=alt.Color("what:N", title=None, sort=list(SHOWN.values())),
-            strokeDash=alt.StrokeDash("when:N", title=None, sort=["after GRPO", "base model"]),
+            strokeDash=alt.StrokeDash(
+                "when:N", title=None, sort=["after GRPO", "base model"], legend=alt.Legend(symbolType="stroke")
+            ),
             detail="seed:N",
             column=alt.Column("world:N", title=None, sort=list(WORLDS.values())),
         )

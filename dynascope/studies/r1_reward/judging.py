@@ -88,8 +88,8 @@ class Judging:
         first, second = torch.where(is_second, wrong, right), torch.where(is_second, right, wrong)
         thought = torch.where(is_wrong, wrong, right)
         answer = 1 + (is_second ^ is_wrong ^ is_beside).long()
-        columns = (*digits.tolist(), first.tolist(), second.tolist(), thought.tolist(), answer.tolist())
-        return [Pair(*of, f"{thought:02}>{answer}$") for *of, thought, answer in zip(*columns, strict=True)]
+        columns = torch.stack([*digits, first, second, thought, answer], 1).tolist()
+        return [Pair(one, other, a, b, f"{thought:02}>{said}$") for one, other, a, b, thought, said in columns]
 
     def prompts(self, problems: Sequence[Pair]) -> tuple[Int64[Tensor, "N P"], Bool[Tensor, "N P"]]:
         """Tokens of the prompts, and where they are."""
