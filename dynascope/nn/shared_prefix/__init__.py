@@ -5,9 +5,11 @@ from dynascope.nn.shared_prefix.grouping import automatic_prefix_groups
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 from dynascope.nn.shared_prefix.models import SharedPrefixMode, prefix_sharing, shared_prefix_forward
 from dynascope.nn.shared_prefix.savings import Savings, estimate_savings
+from dynascope.nn.shared_prefix.tree import PrefixTree
 
 __all__ = [
     "Backend",
+    "PrefixTree",
     "Savings",
     "SharedPrefix",
     "SharedPrefixMode",

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dynascope.nn.shared_prefix.layout import SharedPrefix
+from dynascope.nn.shared_prefix.tree import PrefixTree
 
 Backend: TypeAlias = Literal["auto", "cascade", "two_call", "dense_mask", "flex"]
 
@@ -28,7 +29,7 @@ def grouped_attention(
     query: Float[Tensor, "B H T d"],
     key: Float[Tensor, "B K T d"],
     value: Float[Tensor, "B K T e"],
-    layout: SharedPrefix,
+    layout: SharedPrefix | PrefixTree,
     *,
     backend: Backend = "auto",
     scale: float | None = None,
@@ -39,17 +40,18 @@ def grouped_attention(
     `scale` defaults to 1/√d. `window` counts positions, not columns: a token sees so many before it, itself included;
     it takes `dense_mask` or `flex`. What comes out at padding means nothing.
 
-    Raises ValueError for tensors of another layout, a backend that cannot do it, or another name.
+    A `PrefixTree` takes `dense_mask` alone. Raises ValueError for tensors of another layout, a backend that cannot do it, or
+    another name.
 
     >>> grouped_attention(query, key, value, layout, backend="cascade")
     """
-    if query.shape[0] != len(layout.group_sizes) or query.shape[2] != layout.num_columns:
+    rows, columns = layout.shape
+    if (query.shape[0], query.shape[2]) != (rows, columns):
         raise ValueError(
-            f"queries have {query.shape[0]} rows of {query.shape[2]} columns, but the layout packs "
-            f"{len(layout.group_sizes)} rows of {layout.num_columns}"
+            f"queries have {query.shape[0]} rows of {query.shape[2]} columns, but the layout packs {rows} rows of {columns}"
         )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if window is not None and window >= layout.sizes[0] + layout.sizes[2]:
+    if window is not None and window >= layout.longest:
         window = None  # nothing is that far away
     if backend == "auto":
         backend = choose(query, value, layout, window)
@@ -59,6 +61,8 @@ def grouped_attention(
         mask = layout.dense_mask() if window is None else layout.dense_mask() & _near(layout, window)
         key, value = _as_many(key, query.shape[1]), _as_many(value, query.shape[1])
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None], scale=scale)
+    if isinstance(layout, PrefixTree):
+        raise ValueError(f"backend {backend!r} knows prompts and completions, not trees; use 'dense_mask' or 'auto'")
     if backend == "flex":
         return _flex(query, key, value, layout, scale, window)
     if backend == "two_call":
@@ -70,8 +74,10 @@ def grouped_attention(
     raise ValueError(f"there is no backend {backend!r}; there are auto, cascade, two_call, dense_mask and flex")
 
 
-def choose(query: Tensor, value: Tensor, layout: SharedPrefix, window: int | None = None) -> Backend:
+def choose(query: Tensor, value: Tensor, layout: SharedPrefix | PrefixTree, window: int | None = None) -> Backend:
     """The backend that `auto` takes: by device, size, and what is asked for."""
+    if isinstance(layout, PrefixTree):
+        return "dense_mask"
     if query.device.type == "cuda":
         return "flex"
     if window is not None or layout.num_columns <= _SMALL:
@@ -88,7 +94,7 @@ def _as_many(x: Tensor, num_heads: int) -> Tensor:
     return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], 1)
 
 
-def _near(layout: SharedPrefix, window: int) -> Tensor:
+def _near(layout: SharedPrefix | PrefixTree, window: int) -> Tensor:
     positions = layout.position_ids
     return positions[:, :, None] - positions[:, None, :] < window
 

@@ -1,7 +1,7 @@
 """Which sequences of a batch begin alike, when nobody said so."""
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
@@ -20,17 +20,10 @@ def automatic_prefix_groups(
     """
     if min_shared < 1:
         raise ValueError(f"min_shared={min_shared} must be at least 1")
-    mask = attention_mask.bool()
-    lengths = mask.sum(1)
-    if not bool(lengths.all()):
-        raise ValueError("a row has no token; leave it out")
-    # Tokens first, then padding: a stable sort of the mask brings padding on the left to the right.
-    order = (~mask).int().argsort(dim=1, stable=True)
-    tokens = input_ids.gather(1, order).masked_fill(~mask.gather(1, order), -1)
-    rows = _sorted_rows(tokens)
-    lined, kept = tokens[rows], lengths[rows]
-    agree = (lined[1:] == lined[:-1]).int().cumprod(1).sum(1)
-    agree = torch.minimum(agree, torch.minimum(kept[1:], kept[:-1]) - 1)
+    tokens, lengths = without_padding(input_ids, attention_mask.bool())
+    rows = sorted_rows(tokens)
+    kept = lengths[rows]
+    agree = torch.minimum(common_with_the_one_before(tokens[rows], kept), torch.minimum(kept[1:], kept[:-1]) - 1)
 
     groups: list[tuple[Tensor, int]] = []
     members, shared = [0], int(kept[0]) - 1
@@ -44,9 +37,27 @@ def automatic_prefix_groups(
     return [*groups, (rows[members].sort().values, max(1, shared))]
 
 
-def _sorted_rows(tokens: Tensor) -> Tensor:
+def without_padding(
+    input_ids: Int[Tensor, "N S"], mask: Bool[Tensor, "N S"]
+) -> tuple[Int[Tensor, "N S"], Int[Tensor, " N"]]:
+    """Sequences moved to the left, −1 behind them, and their lengths. Raises ValueError for a row without a token."""
+    lengths = mask.sum(1)
+    if not bool(lengths.all()):
+        raise ValueError("a row has no token; leave it out")
+    # A stable sort brings padding on the left to the right.
+    order = (~mask).int().argsort(dim=1, stable=True)
+    return input_ids.gather(1, order).masked_fill(~mask.gather(1, order), -1), lengths
+
+
+def sorted_rows(tokens: Int[Tensor, "N S"]) -> Int[Tensor, " N"]:
     """Row numbers in the order of dictionaries: from the last column to the first, each sort keeps what it finds."""
     rows = torch.arange(len(tokens), device=tokens.device)
     for column in reversed(range(tokens.shape[1])):
         rows = rows[tokens[rows, column].argsort(stable=True)]
     return rows
+
+
+def common_with_the_one_before(tokens: Int[Tensor, "N S"], lengths: Int[Tensor, " N"]) -> Int[Tensor, " N-1"]:
+    """How many first tokens each row but the first has in common with the row before."""
+    agree: Tensor = (tokens[1:] == tokens[:-1]).int().cumprod(1).sum(1)
+    return torch.minimum(agree, torch.minimum(lengths[1:], lengths[:-1]))

@@ -94,6 +94,25 @@ class SharedPrefix:
         inside = torch.zeros_like(self.prompt_lengths).index_add_(0, self.group_of, self.completion_lengths)
         return int((self.prompt_lengths + inside).max())
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.group_sizes), self.num_columns
+
+    @property
+    def longest(self) -> int:
+        """Positions from the first to the last, at most."""
+        return self.sizes[0] + self.sizes[2]
+
+    @cached_property
+    def last_cells(self) -> Int[Tensor, " N"]:
+        """The flat cell of each completion's last token, from which reward models and classifiers read; of the prompt's last
+        where a completion is empty."""
+        last = torch.where(
+            self.completion_lengths > 0, self.starts + self.completion_lengths, self.prompt_lengths[self.group_of]
+        )
+        return self.group_of * self.num_columns + last - 1
+
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
         """The longest prompt, the largest group and the longest completion: what padded tensors are made for."""

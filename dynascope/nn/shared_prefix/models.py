@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from dynascope.nn.shared_prefix.attention import Backend, grouped_attention
 from dynascope.nn.shared_prefix.layout import SharedPrefix
+from dynascope.nn.shared_prefix.tree import PrefixTree
 
 _NAME = "dynascope_shared_prefix"
 _GROUPED_LAYERS = {"full_attention", "sliding_attention"}
@@ -29,7 +30,7 @@ class SharedPrefixMode(TorchFunctionMode):
     ...     output = model(layout.pack(prompt_ids, completion_ids), positions=layout.position_ids)
     """
 
-    def __init__(self, layout: SharedPrefix, backend: Backend = "auto") -> None:
+    def __init__(self, layout: SharedPrefix | PrefixTree, backend: Backend = "auto") -> None:
         super().__init__()
         self.layout, self.backend = layout, backend
 
@@ -49,7 +50,7 @@ class SharedPrefixMode(TorchFunctionMode):
 class _Sharing:
     """What travels as a keyword argument to every attention layer."""
 
-    layout: SharedPrefix
+    layout: SharedPrefix | PrefixTree
     backend: Backend
     has_arrived: list[bool] = field(default_factory=list)
 
@@ -57,7 +58,7 @@ class _Sharing:
 def shared_prefix_forward(
     model: nn.Module,
     rows: Int[Tensor, "B T"],
-    layout: SharedPrefix,
+    layout: SharedPrefix | PrefixTree,
     *,
     backend: Backend = "auto",
     cells: Int[Tensor, " cells"] | None = None,
@@ -198,7 +199,11 @@ def _selected(model: nn.Module, cells: Tensor | None) -> Iterator[None]:
 
 
 def shared_prefix_hidden(
-    model: nn.Module, rows: Int[Tensor, "B T"], layout: SharedPrefix, cells: Int[Tensor, " cells"], **more: Any
+    model: nn.Module,
+    rows: Int[Tensor, "B T"],
+    layout: SharedPrefix | PrefixTree,
+    cells: Int[Tensor, " cells"],
+    **more: Any,
 ) -> Float[Tensor, "cells width"]:
     """What reaches the output head at some cells, so that whoever asks can apply it bit by bit; else as `shared_prefix_forward`.
 

@@ -18,6 +18,7 @@ from dynascope.losses.preference import MARGIN_LOSSES, PreferencePairs, margin_l
 from dynascope.record import Series
 from dynascope.rl.arithmetic import Arithmetic
 from dynascope.rl.base_model import BaseModel
+from dynascope.rl.entropy_aware import AdaptiveTemperature
 from dynascope.rl.gsm8k import WordProblems, read_gsm8k
 from dynascope.rl.loop import LoopConfig, Task, draw_rollout
 from dynascope.rl.presets import PRESETS, preset
@@ -131,6 +132,7 @@ def train_on(
         start=before,
         test_task=test_task,
         ref_model=before,
+        process=AdaptiveTemperature({task.stop_token, task.pad_token}) if arm == "hapo" else None,
         teacher=None if needs.isdisjoint({"teacher_log_probs", "teacher_logits"}) else teacher(),
     )
 

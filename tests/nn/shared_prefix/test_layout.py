@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dynascope.nn.shared_prefix import SharedPrefix, automatic_prefix_groups, estimate_savings
+from dynascope.nn.shared_prefix import PrefixTree, SharedPrefix, automatic_prefix_groups, estimate_savings
 
 
 def test_a_row_by_hand(make: Callable[..., SharedPrefix]) -> None:
@@ -120,3 +120,15 @@ def test_impossible_groups_are_told() -> None:
         automatic_prefix_groups(torch.ones(1, 2).long(), torch.ones(1, 2), min_shared=0)
     with pytest.raises(ValueError, match="no token"):
         automatic_prefix_groups(torch.ones(1, 2).long(), torch.zeros(1, 2))
+
+
+def test_a_tree_by_hand() -> None:
+    ids = torch.tensor([[1, 2, 4, 0], [1, 2, 3, 9], [1, 5, 0, 0], [1, 2, 0, 0]])
+    tree = PrefixTree.of(ids, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]))
+    assert tree.rows.tolist() == [[1, 2, 3, 9, 4, 5]]
+    assert tree.position_ids.tolist() == [[0, 1, 2, 3, 2, 1]]
+    assert tree.leave.tolist() == [6, 5, 4, 4, 5, 6]
+    assert tree.cell_of.tolist() == [[0, 1, 4, 0], [0, 1, 2, 3], [0, 5, 0, 0], [0, 1, 0, 0]]
+    assert tree.target_index.tolist() == [[0, 1, 0], [0, 1, 2], [0, 0, 0], [0, 0, 0]]
+    seen = [[place for place in range(6) if tree.dense_mask()[0, query, place]] for query in range(6)]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 5]]

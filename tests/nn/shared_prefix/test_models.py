@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynascope.nn.shared_prefix import SharedPrefix, SharedPrefixMode, prefix_sharing, shared_prefix_forward
+from dynascope.nn.shared_prefix import (
+    PrefixTree,
+    SharedPrefix,
+    SharedPrefixMode,
+    prefix_sharing,
+    shared_prefix_forward,
+)
 
 
 def tokens(layout: SharedPrefix) -> tuple[Tensor, Tensor]:
@@ -138,6 +144,38 @@ def test_a_model_of_ones_own(layout: SharedPrefix) -> None:
         whole = torch.cat([prompt, completions[number][layout.completion_mask[number]]])[None]
         expected.append(model(whole, torch.arange(whole.shape[1])[None])[0, len(prompt) - 1 : -1])
     assert torch.allclose(mine.flatten(0, 1)[cells], torch.cat(expected), atol=1e-12)
+
+
+def test_a_reward_model_reads_each_completions_last_token(layout: SharedPrefix) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(vocab_size=50, num_labels=1, pad_token_id=0, **sizes)
+    model = transformers.LlamaForSequenceClassification(config).double()
+    prompts, completions = tokens(layout)
+    hidden = shared_prefix_forward(model.model, layout.pack(prompts, completions), layout).last_hidden_state
+    told = model.score(hidden.flatten(0, 1)[layout.last_cells])[:, 0]
+    for number, group in enumerate(layout.group_of.tolist()):
+        prompt = prompts[group][layout.prompt_mask[group]]
+        whole = torch.cat([prompt, completions[number][layout.completion_mask[number]]])[None]
+        assert float(told[number]) == pytest.approx(float(model(input_ids=whole).logits), abs=1e-6)
+
+
+def test_a_tree_of_sequences_is_each_sequence_alone(model: Any) -> None:
+    sequences = [[3, 4, 5, 6, 7], [3, 4, 5, 8], [3, 4], [9, 8, 7, 6], [3, 4, 5, 6, 2]]
+    width = max(map(len, sequences))
+    ids = torch.tensor([[0] * (width - len(one)) + one for one in sequences])
+    tree = PrefixTree.of(ids, torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in sequences]))
+    assert tree.rows.shape[1] == 11
+    logits = shared_prefix_forward(model, tree.rows, tree).logits[0]
+    alone = [model(input_ids=torch.tensor([one])).logits[0] for one in sequences]
+    for row, expected in enumerate(alone):
+        assert torch.allclose(logits[tree.cell_of[row][tree.mask[row]]], expected, atol=1e-6)
+    weights = torch.linspace(-1, 1, 50, dtype=torch.float64)
+    parameters = list(model.parameters())
+    mine = torch.autograd.grad((logits[tree.cell_of[tree.mask]] * weights).sum(), parameters)
+    theirs = torch.autograd.grad((torch.cat(alone) * weights).sum(), parameters)
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_what_cannot_be_shared_is_told(llama: Any) -> None:
