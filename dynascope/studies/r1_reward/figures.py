@@ -29,13 +29,13 @@ def training(runs: Sequence[Runs]) -> Chart:
     """Share of right judgements over training."""
     rows = [row for arm, shown in ARMS.items() for row in curves(runs, arm, {"rollout/correct": shown})]
     chart = (
-        alt.Chart(width=430, height=230)
-        .mark_line(strokeWidth=1.2, opacity=0.8)
+        alt.Chart(width=190, height=140)
+        .mark_line(strokeWidth=1.2)
         .encode(
             x=alt.X("step:Q", title="rollout"),
             y=alt.Y("value:Q", title="share of right judgements", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
-            detail="seed:N",
+            color=alt.Color("seed:N", legend=None),
+            facet=alt.Facet("what:N", title=None, columns=3, sort=list(ARMS.values())),
         )
     )
     return draw("Learning to judge", "From the rollouts of training. One line a seed.", rows, chart)
@@ -85,7 +85,9 @@ def outliers(runs: Sequence[Runs]) -> Chart:
         )
         .resolve_scale(y="independent")
     )
-    return draw("Nearly all rewards equal", "Pairs of which 97 % are judged rightly. One line a seed.", rows, chart)
+    return draw(
+        "Nearly all rewards equal", "Pairs that are nearly always judged rightly. One line a seed.", rows, chart
+    )
 
 
 def drift(runs: Sequence[Runs]) -> Chart:
