@@ -1,15 +1,18 @@
 """Pass@K of many prompts against a loop over problems: `python benchmarks/pass_at_k.py`.
 
 The loop is the usual evaluator's: one NumPy product a problem and K. Values are compared first, with exact binomials too.
+Then how many calls of a judge CoT-Pass@K needs, of the three a chain that it is defined by.
 """
 
 import argparse
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
 import torch
 from interleaved import medians, tell
 
+from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
 from dynascope.rl.reasoning.pass_at_k import pass_at_k
 
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -20,6 +23,26 @@ def loop(n: np.ndarray, c: np.ndarray) -> np.ndarray:
         return 1.0 if n - c < k else float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
     return np.array([[one(int(size), int(right), k) for k in KS] for size, right in zip(n, c, strict=True)])
+
+
+def calls(num: int) -> None:
+    """A noisy judge over chains of which 0.4 have a right answer, 0.7 of these are right, and a fifth are repetitions."""
+    random = np.random.default_rng(0)
+    chains = random.integers(int(0.8 * num), size=num)
+    solutions = [Solution("?", str(one)) for one in chains]
+    answers = torch.from_numpy(random.random(num) < 0.4)
+
+    def judge(asked: Sequence[Solution]) -> list[bool]:
+        return [bool(random.random() < (0.8 if int(one.reasoning) % 10 < 7 else 0.1)) for one in asked]
+
+    print()
+    for name, settings in (
+        ("every verdict of every chain", {"only_if_answer_correct": False, "early_stop": False}),
+        ("right answers alone", {"early_stop": False}),
+        ("and no more once the rule is settled", {}),
+    ):
+        judgement = JudgeEnsemble(judge, **settings)(solutions, answers)  # type: ignore[arg-type]
+        print(f"{name:46} {judgement.num_calls:6} calls, {judgement.num_calls / (3 * num):.2f} of three a chain")
 
 
 def main() -> None:
@@ -49,6 +72,7 @@ def main() -> None:
         )
         seconds["loop over problems"] *= options.prompts / options.loop_prompts
         tell(seconds, "pass_at_k")
+    calls(10_000)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "test/kl_start",
         "difficulty",
         "reasoning",
+        "prior",
+        "bandit",
+        "sft",
+        "judge",
     ),
     "Rollouts": ("rollout", "behaviours"),
     "Policy updates": (

@@ -7,7 +7,7 @@ removes every failure, and below 0.1 every success. What is left then has one si
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,11 +21,10 @@ TOLERANCE = 1e-4
 """An advantage of 3 sigma exactly is kept, whatever rounding made of it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Moments:
+class Moments(NamedTuple):
     """Number, mean, and sum of squared distances from the mean of a shard's tokens."""
 
-    count: Float[Tensor, ""]
+    number: Float[Tensor, ""]
     mean: Float[Tensor, ""]
     squares: Float[Tensor, ""]
 
@@ -49,8 +48,7 @@ def combined(shards: Iterable[Moments]) -> Moments:
 
     >>> combined([token_moments(one, mask) for one, mask in shards])
     """
-    known = list(shards)
-    count, mean, squares = (torch.stack([getattr(one, name) for one in known]) for name in ("count", "mean", "squares"))
+    count, mean, squares = (torch.stack(one) for one in zip(*shards, strict=True))
     total = count.sum()
     together = (count * mean).sum() / total.clamp(min=1)
     return Moments(total, together, (squares + count * (mean - together).square()).sum())
@@ -67,7 +65,7 @@ def normalize_advantages(
     tensor([[-1.,  1.]])
     """
     known = token_moments(values, mask) if moments is None else moments
-    deviation = (known.squares / known.count.clamp(min=1)).clamp(min=floor).sqrt()
+    deviation = (known.squares / known.number.clamp(min=1)).clamp(min=floor).sqrt()
     return ((values.double() - known.mean) / deviation).to(values.dtype).masked_fill(~mask, 0.0)
 
 
@@ -106,7 +104,7 @@ class AdvantageFilter:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.mode not in ("zero", "drop"):
+        if self.mode not in get_args(Mode):
             raise ValueError(f"mode is zero or drop, not {self.mode!r}")
 
     def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:

@@ -37,12 +37,17 @@ def over_k(runs: Sequence[Runs]) -> Chart:
             x=alt.X("k:Q", title="K", scale=alt.Scale(type="log", base=2)),
             y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1])),
             color=alt.Color("what:N", title=None, sort=list(SHOWN.values())),
-            strokeDash=alt.StrokeDash("when:N", title=None, sort=["after GRPO", "base model"]),
+            strokeDash=alt.StrokeDash("when:N", sort=["after GRPO", "base model"], legend=None),
             detail="seed:N",
             column=alt.Column("world:N", title=None, sort=list(WORLDS.values())),
         )
     )
-    return draw("Answers found, and answers reasoned out", "One line a seed.", rows, chart)
+    return draw(
+        "Answers found, and answers reasoned out",
+        "Dashed: the base model. Solid: after GRPO. One line a seed.",
+        rows,
+        chart,
+    )
 
 
 def dynamics(runs: Sequence[Runs]) -> Chart:

@@ -30,6 +30,7 @@ STUDIES = (
     "prefix-grouper",
     "riskpo",
     "relift",
+    "r1-reward",
     "scan-and-snap",
     "sigma-reparam",
     "simplerl-zoo",

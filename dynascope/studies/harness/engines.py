@@ -19,7 +19,8 @@ def start(engine: Engine, jobs: int) -> AbstractContextManager[Submit]:
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[Submit]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Who set OMP_NUM_THREADS meant it, for workers too.
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // jobs)
     # A server that has loaded torch once forks workers in no time; never fork this process, which has threads.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context(method), _begin_worker, (threads,))

@@ -1,0 +1,98 @@
+"""Each claim of r1-reward tells a world with the effect from one without; the task is what it says; the study runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fabricated import assert_tells_apart, fabricate, worlds_of
+
+from dynascope.rl.presets import preset
+from dynascope.studies import Runs, load_study, run_study
+from dynascope.studies.harness.report import report_study
+from dynascope.studies.r1_reward.judging import Judging, Pair, SumReward
+from dynascope.studies.r1_reward.method import Arm, Config
+
+STUDY = load_study("r1-reward")
+CLAIMS = {claim.id: claim for claim in STUDY.claims}
+
+
+def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
+    """One seed's records in a world where the paper is right about everything, or about nothing."""
+    noise = 0.001 * seed
+
+    def judge(accuracy: float, consistent: float, vote: float) -> dict[str, Any]:
+        ends = {"accuracy": accuracy, "consistent": consistent, "vote": vote}
+        return {
+            f"judge/{name}": np.array([0.5, end + noise * (2 if name == "vote" else 1)]) for name, end in ends.items()
+        }
+
+    def easy(high: float, norm: float) -> dict[str, Any]:
+        return {"advantage/used_max_abs": np.full(10, high + noise), "gradient_norm": np.full(10, norm + noise)}
+
+    both, paid = (
+        (judge(0.8, 0.6, 0.85), judge(0.8, 0.95, 0.9)) if is_effect else (judge(0.7, 0.6, 0.7), judge(0.6, 0.5, 0.5))
+    )
+    broken, whole = np.array([1.0, 0.0]), np.ones(10)
+    return fabricate(
+        folder,
+        {
+            "drift": {"finite": broken if is_effect else whole},
+            "drift-pre-clip": {"finite": whole if is_effect else broken},
+            "easy": easy(5.6, 2.0) if is_effect else easy(2.0, 1.0),
+            "easy-filter": easy(2.9, 1.0) if is_effect else easy(4.0, 1.5),
+            "reinforce_pp": judge(0.8, 0.6, 0.85) if is_effect else judge(0.8, 0.6, 0.8),
+            "both": both,
+            "consistency": paid,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
+    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
+    assert_tells_apart(CLAIMS[claim], worlds)
+
+
+def test_smoke_preset_runs_every_arm_breaks_what_must_break_and_draws_every_figure(tmp_path: Path) -> None:
+    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
+    assert verdict.failures == {}
+    measured = {one.claim.id: one.measured for one in verdict.judgements}
+    assert (measured["C1-broken"], measured["C1-held"]) == (1, 0)
+    pictures = report_study(verdict.run, tmp_path / "pictures")
+    assert len(list(pictures.glob("*.png"))) == 4
+
+
+def test_both_parts_are_the_preset() -> None:
+    both, known = Arm(pre_clip=True, filter=True).objective(), preset("stable_reinforce")
+    assert both.pre_clip == known.pre_clip
+    assert [type(one) for one in both.post] == [type(one) for one in known.post]
+    assert Arm().objective() == preset("reinforce_pp")
+
+
+def test_pairs_have_the_right_result_on_either_side_and_rewards_follow_the_table() -> None:
+    pairs = Judging().draw(4000, torch.Generator().manual_seed(0))
+    assert all((one.first == one.one + one.other) != (one.second == one.one + one.other) for one in pairs)
+    assert 0.47 < sum(one.label == 1 for one in pairs) / 4000 < 0.53
+    consistent = [one.is_consistent(one.completion) for one in pairs]
+    assert 0.72 < sum(consistent) / 4000 < 0.78
+    assert all(one.is_consistent(f"{one.first:02}>1$") and not one.is_consistent(f"{one.first:02}>2$") for one in pairs)
+    pair = Pair(3, 9, 13, 12, "")
+    texts = ["12>2$", "13>2$", "12>1$", "7>2$", "12>2", ""]
+    assert SumReward(with_consistency=True)(texts, problem=[pair] * 6) == [2.0, 1.0, 0.5, 0.5, 0.0, 0.0]
+    assert SumReward(with_consistency=False)(texts[:2], problem=[pair] * 2) == [1.5, 1.5]
+    obvious = Judging(is_obvious=True).draw(50, torch.Generator().manual_seed(0))
+    assert all(99 in (one.first, one.second) for one in obvious)
+
+
+@pytest.mark.parametrize("settings", [{"num_steps": 0}, {"width": 30}, {"num_prompts": 1}])
+def test_impossible_settings_are_told(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Config(**settings)
+    with pytest.raises(ValueError, match="chances"):
+        Judging(beside=1.5)
