@@ -1,9 +1,11 @@
 """Any policy objective inside TRL's GRPOTrainer: generation, accelerate, PEFT and vLLM are TRL's, the objective ours."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from dynascope.rl.batch import PolicyBatch
@@ -11,6 +13,8 @@ from dynascope.rl.distillation import TeacherScorer, solved
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.rollout import Rollout, score
+
+_STATE = "policy_objective.pt"
 
 
 class PolicyObjectiveTrainer(GRPOTrainer):
@@ -22,7 +26,8 @@ class PolicyObjectiveTrainer(GRPOTrainer):
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters.
 
-    A `teacher` (a model with the policy's tokenizer, or a `TeacherScorer`) is asked once a rollout.
+    A `teacher` (a model with the policy's tokenizer, or a `TeacherScorer`) is asked once a rollout. Checkpoints hold the state
+    of slots that have one, and resuming puts it back.
 
     Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
     has another vocabulary.
@@ -65,6 +70,18 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         if "ref_log_probs" in needs and self.beta == 0.0:
             raise ValueError("this objective compares with the start model: set beta=1e-3 (any value) in GRPOConfig")
         self._rewards = torch.zeros(0)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        state = self.objective.state_dict()
+        if state and self.args.should_save:
+            torch.save(state, folder / _STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / _STATE).is_file():
+            self.objective.load_state_dict(torch.load(Path(checkpoint) / _STATE, weights_only=True))
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         by_function: Tensor = super()._calculate_rewards(*args, **kwargs)

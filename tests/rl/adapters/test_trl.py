@@ -228,3 +228,19 @@ def test_trl_trains_the_same_with_shared_prompts(
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert calls
     assert torch.allclose(*ends, atol=2e-5)
+
+
+def test_a_checkpoint_holds_the_state_of_slots(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    def made(num_steps: int) -> Any:
+        args = settings(tmp_path, save_strategy="steps", save_steps=2, max_steps=num_steps)
+        return trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, args, objective="riskpo")
+
+    first = made(2)
+    first.train()
+    again = made(3)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    seen = first.objective.advantage.num_rollouts
+    assert seen >= 2
+    assert again.objective.advantage.num_rollouts == seen + 1
