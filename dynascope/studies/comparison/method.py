@@ -34,8 +34,8 @@ class Config:
     digits: tuple[int, ...] = (2,)
     num_layers: int = 2
     width: int = 64
-    base_steps: int = 300
-    """Of supervised learning behind the start model; more make it stronger."""
+    base_steps: int = 150
+    """Of supervised learning behind the start model; more make it stronger, and leave less to learn."""
     teacher_steps: int = 1500
     """Behind the teacher of objectives that have one."""
     num_steps: int = 60
@@ -47,7 +47,7 @@ class Config:
     num_minibatches: int = 2
     num_pairs: int = 512
     """Problems that are drawn for pairs; those with both a right and a wrong answer give one each."""
-    lr: float = 5e-4
+    lr: float = 3e-4
     test_problems: int = 128
     test_samples: int = 16
     test_every: int = 10

@@ -42,7 +42,8 @@ def speedups(runs: Sequence[Runs]) -> Chart:
     chart = alt.Chart().mark_line(point=True)
     x = alt.X("prompt:Q", title="tokens of the prompt", scale=alt.Scale(type="log", base=2))
     y = alt.Y("speedup:Q", title="times faster", scale=alt.Scale(type="log", base=2))
-    drawn = chart.encode(x=x, y=y, color=GROUP, strokeDash=alt.StrokeDash("completion:N", title=None))
+    dash = alt.StrokeDash("completion:N", title=None, legend=alt.Legend(symbolType="stroke"))
+    drawn = chart.encode(x=x, y=y, color=GROUP, strokeDash=dash)
     return draw("Speedup", "Forward and backward, over repeated prompts; medians.", points(runs), drawn)
 
 
