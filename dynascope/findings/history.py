@@ -1,5 +1,8 @@
 """The bounded past that detectors remember."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -32,6 +35,33 @@ class History:
         finite = pd.Series(np.where(np.isfinite(self.values), self.values, np.nan))
         median = finite.rolling(window, min_periods=max(2, window // 2)).median().shift(lag)
         return np.asarray(median, dtype=np.float64)
+
+
+class Aligned:
+    """Several series at the steps at which all of them were told, in whatever pieces they reach a detector.
+
+    Of a step at which only some were told nothing comes once a later one is whole; at most `limit` wait.
+
+    >>> aligned = Aligned(("loss", "accuracy"))
+    >>> for step, (loss, accuracy) in aligned.feed(new): ...
+    """
+
+    def __init__(self, names: Sequence[str], limit: int = 10_000) -> None:
+        self._waiting: dict[str, dict[int, Any]] = {name: {} for name in names}
+        self._limit = limit
+
+    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterator[tuple[int, list[Any]]]:
+        """(step, the value of each series), steps in order."""
+        for name, waiting in self._waiting.items():
+            if name in new:
+                waiting.update(zip(new[name]["step"].values.tolist(), new[name].values, strict=True))
+        whole = sorted(set.intersection(*map(set, self._waiting.values())))
+        for step in whole:
+            yield step, [waiting.pop(step) for waiting in self._waiting.values()]
+        for waiting in self._waiting.values():
+            left_behind = [step for step in waiting if whole and step < whole[-1]]
+            for step in left_behind + sorted(waiting.keys() - set(left_behind))[: -self._limit]:
+                del waiting[step]
 
 
 class Streak:

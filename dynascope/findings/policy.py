@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import xarray as xr
 
-from dynascope.findings.history import Streak
+from dynascope.findings.history import Aligned, Streak
 from dynascope.record import Finding
 
 UP, DOWN = "advantage/pushed_up", "advantage/pushed_down"
@@ -25,22 +25,18 @@ class OneSidedAdvantages:
     rare, common, looks = 0.01, 0.1, 10
 
     def __init__(self) -> None:
-        self._pending: dict[str, dict[int, float]] = {UP: {}, DOWN: {}}
+        self._aligned = Aligned(self.reads)
         self._streaks = {direction: Streak(self.looks) for direction in ("down", "up")}
 
     def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
         """At most one finding a direction, at the first of the rollouts."""
-        for name, waiting in self._pending.items():
-            if name in new:
-                waiting.update(zip(new[name]["step"].values.tolist(), new[name].values.tolist(), strict=True))
-        for step in sorted(self._pending[UP].keys() & self._pending[DOWN].keys()):
-            up, down = self._pending[UP].pop(step), self._pending[DOWN].pop(step)
+        for step, (up, down) in self._aligned.feed(new):
             if not np.isfinite([up, down]).all() or up + down == 0:
                 continue
             for direction, most, least in (("down", down, up), ("up", up, down)):
                 since = self._streaks[direction].fires(most > self.common and least < self.rare, step)
                 if since is not None:
-                    yield self._finding(direction, since, most, least)
+                    yield self._finding(direction, since, float(most), float(least))
 
     def _finding(self, direction: str, since: int, most: float, least: float) -> Finding:
         return Finding(

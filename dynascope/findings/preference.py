@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import xarray as xr
 
-from dynascope.findings.history import Streak
+from dynascope.findings.history import Aligned, Streak
 from dynascope.record import Finding
 
 CHOSEN, REJECTED, RATIO = "logps/chosen", "logps/rejected", "entanglement/norm_ratio"
@@ -35,7 +35,7 @@ class SynchronizedLogps:
     scaled_mad = 1.4826
 
     def __init__(self) -> None:
-        self._pending: dict[str, dict[int, float]] = {CHOSEN: {}, REJECTED: {}}
+        self._aligned = Aligned((CHOSEN, REJECTED))
         self._early: list[tuple[float, float]] = []
         self._recent: list[tuple[float, float]] = []
         self._ratio = np.nan
@@ -44,18 +44,10 @@ class SynchronizedLogps:
     def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
         """At most one finding a direction, at the first of the looks that showed it."""
         ratios = dict(zip(new[RATIO]["step"].values, new[RATIO].values, strict=True)) if RATIO in new else {}
-        for name, waiting in self._pending.items():
-            if name in new:
-                waiting.update(zip(new[name]["step"].values.tolist(), new[name].values.tolist(), strict=True))
-        steps = sorted(self._pending[CHOSEN].keys() & self._pending[REJECTED].keys())
-        for step in steps:
+        for step, pair in self._aligned.feed(new):
             self._ratio = next((ratios[one] for one in sorted(ratios, reverse=True) if one <= step), self._ratio)
-            pair = self._pending[CHOSEN].pop(step), self._pending[REJECTED].pop(step)
             if np.isfinite(pair).all():
-                yield from self._look(step, pair)
-        for waiting in self._pending.values():  # a side that is logged more often than the other
-            for step in [one for one in waiting if steps and one < steps[-1]]:
-                del waiting[step]
+                yield from self._look(step, (float(pair[0]), float(pair[1])))
 
     def _look(self, step: int, pair: tuple[float, float]) -> Iterable[Finding]:
         if len(self._early) < self.window:

@@ -6,32 +6,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import xarray as xr
 
+from dynascope.findings.history import Aligned
 from dynascope.record import Finding
 
 _PASS, _COT = "reasoning/pass_at_k", "reasoning/cot_pass_at_k"
 _ANSWER, _CHAIN = "reasoning/answer_correct", "reasoning/chain_correct"
-
-
-class _Paired:
-    """Two series where they have a value at the same step, which may reach the detector in different pieces."""
-
-    def __init__(self, first: str, second: str) -> None:
-        self._names = (first, second)
-        self._waiting: tuple[dict[int, np.ndarray], dict[int, np.ndarray]] = ({}, {})
-
-    def pairs(self, new: Mapping[str, xr.DataArray]) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
-        for name, waiting in zip(self._names, self._waiting, strict=True):
-            if name in new:
-                waiting.update(zip(new[name]["step"].values.tolist(), new[name].values, strict=True))
-        first, second = self._waiting
-        for step in sorted(first.keys() & second.keys()):
-            yield step, np.asarray(first[step]), np.asarray(second[step])
-            for waiting in self._waiting:
-                for earlier in [one for one in waiting if one <= step]:
-                    del waiting[earlier]
-        for waiting in self._waiting:  # a series whose partner never comes must not pile up
-            for earlier in sorted(waiting)[:-100]:
-                del waiting[earlier]
 
 
 class GuessingDetector:
@@ -45,7 +24,7 @@ class GuessingDetector:
     rise, share, window, looks = 0.1, 0.25, 5, 3
 
     def __init__(self) -> None:
-        self._paired = _Paired(*self.reads)
+        self._aligned = Aligned(self.reads)
         self._early: list[np.ndarray] = []
         self._late: deque[np.ndarray] = deque(maxlen=self.window)
         self._count = 0
@@ -53,7 +32,7 @@ class GuessingDetector:
 
     def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
         """One finding a run, at the K where the two rises are furthest apart."""
-        for step, answers, chains in self._paired.pairs(new):
+        for step, (answers, chains) in self._aligned.feed(new):
             now = np.stack([answers, chains])
             if len(self._early) < self.window:
                 self._early.append(now)
@@ -102,13 +81,13 @@ class RewardSaturationDetector:
     saturated, sound, flat, window = 0.95, 0.9, 0.02, 20
 
     def __init__(self) -> None:
-        self._paired = _Paired(*self.reads)
+        self._aligned = Aligned(self.reads)
         self._recent: deque[tuple[float, float]] = deque(maxlen=self.window)
         self._has_told = False
 
     def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
         """One finding a run."""
-        for step, answer, chain in self._paired.pairs(new):
+        for step, (answer, chain) in self._aligned.feed(new):
             if not np.isfinite(chain):
                 continue
             self._recent.append((float(answer), float(chain)))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import xarray as xr
 
-from dynascope.findings.history import Streak
+from dynascope.findings.history import Aligned, Streak
 from dynascope.record import Finding
 
 LENGTH, TRUNCATED, STOPPED = "rollout/length", "rollout/truncated", "rollout/length_stopped"
@@ -15,42 +15,51 @@ REFLECTIONS, BEHAVIOURS = "rollout/reflections", "rollout/behaviours"
 
 
 class _Courses:
-    """Several series step by step, each as its median over the first steps and over the latest ones."""
+    """A condition on several series, each as its median over the first steps and over the latest ones."""
 
     reads: tuple[str, ...]
-    window = 10
+    window, looks_in_a_row = 10, 5
 
     def __init__(self) -> None:
-        self._pending: dict[int, dict[str, float]] = {}
-        self._first: dict[str, list[float]] = {name: [] for name in self.reads}
-        self._last: dict[str, list[float]] = {name: [] for name in self.reads}
+        self._aligned = Aligned(self.reads)
+        self._first: list[list[float]] = []
+        self._last: list[list[float]] = []
+        self._streak = Streak(self.looks_in_a_row)
 
     def looks(self, new: Mapping[str, xr.DataArray]) -> Iterable[tuple[int, dict[str, float], dict[str, float]]]:
         """(step, medians of the first window, medians of the latest one) at each step at which all series were told.
 
         Nothing before the second window is full. What is not finite is left out of a median.
         """
-        for name, series in new.items():
-            for step, value in zip(series["step"].values.tolist(), series.values.tolist(), strict=True):
-                self._pending.setdefault(step, {})[name] = value
-        for step in sorted(self._pending):
-            if len(self._pending[step]) < len(self.reads):
-                continue
-            told = self._pending.pop(step)
-            for earlier in [one for one in self._pending if one < step]:  # told of only in part
-                del self._pending[earlier]
-            is_early = len(self._first[self.reads[0]]) < self.window
-            for name, value in told.items():
-                if is_early:
-                    self._first[name].append(value)
-                else:
-                    self._last[name] = [*self._last[name], value][-self.window :]
-            if len(self._last[self.reads[0]]) == self.window:
-                yield step, _medians(self._first), _medians(self._last)
+        for step, values in self._aligned.feed(new):
+            if len(self._first) < self.window:
+                self._first.append(values)
+            else:
+                self._last = [*self._last, values][-self.window :]
+            if len(self._last) == self.window:
+                yield step, _medians(self.reads, self._first), _medians(self.reads, self._last)
+
+    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+        """At most one finding a run, at the first of the looks in a row that showed it."""
+        for step, first, last in self.looks(new):
+            since = self._streak.fires(self.holds(first, last), step)
+            if since is not None:
+                yield self.finding(since, first, last)
+
+    def holds(self, first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+        """Whether a look shows it."""
+        raise TypeError(f"{type(self).__name__} must define holds(first, last), or feed(new)")
+
+    def finding(self, step: int, first: Mapping[str, float], last: Mapping[str, float]) -> Finding:
+        """What is told, from the look that completed the streak, which began at `step`."""
+        raise TypeError(f"{type(self).__name__} must define finding(step, first, last), or feed(new)")
 
 
-def _medians(values: Mapping[str, list[float]]) -> dict[str, float]:
-    finite = {name: [one for one in each if np.isfinite(one)] for name, each in values.items()}
+def _medians(names: tuple[str, ...], rows: list[list[float]]) -> dict[str, float]:
+    finite = {
+        name: [one for one in each if np.isfinite(one)]
+        for name, each in zip(names, zip(*rows, strict=True), strict=True)
+    }
     return {name: float(np.median(each)) if each else float("nan") for name, each in finite.items()}
 
 
@@ -62,33 +71,30 @@ class UnhealthyGrowth(_Courses):
     """
 
     reads = (LENGTH, TRUNCATED, CORRECT)
-    growth, share, rise, gain, looks_in_a_row = 1.2, 0.1, 0.05, 0.02, 5
+    growth, share, rise, gain = 1.2, 0.1, 0.05, 0.02
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._streak = Streak(self.looks_in_a_row)
+    def holds(self, first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+        """See the class."""
+        is_growing = last[LENGTH] > self.growth * first[LENGTH]
+        is_cut = last[TRUNCATED] > max(self.share, first[TRUNCATED] + self.rise)
+        return is_growing and is_cut and last[CORRECT] < first[CORRECT] + self.gain
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
-        """At most one finding a run, at the first of the looks that showed it."""
-        for step, first, last in self.looks(new):
-            is_growing = last[LENGTH] > self.growth * first[LENGTH]
-            is_cut = last[TRUNCATED] > max(self.share, first[TRUNCATED] + self.rise)
-            since = self._streak.fires(is_growing and is_cut and last[CORRECT] < first[CORRECT] + self.gain, step)
-            if since is not None:
-                yield Finding(
-                    id="unhealthy-growth",
-                    severity="warning",
-                    step=since,
-                    message=(
-                        f"Responses grew from {first[LENGTH]:.0f} to {last[LENGTH]:.0f} tokens and {last[TRUNCATED]:.0%} run "
-                        f"into the length limit, while accuracy went from {first[CORRECT]:.0%} to {last[CORRECT]:.0%}: "
-                        "the policy rambles. Look at some responses; easier questions or another prompt help."
-                    ),
-                    evidence={"length": last[LENGTH], "truncated": last[TRUNCATED], "correct": last[CORRECT]},
-                    remedy="rewards += overlong_penalty(lengths, truncated, max_length=8192, buffer=1024)  # from rl.rewards",
-                    source="2503.18892, section 2.4 and appendix C (healthy below 5 %); 5 looks (convention)",
-                    series=TRUNCATED,
-                )
+    def finding(self, step: int, first: Mapping[str, float], last: Mapping[str, float]) -> Finding:
+        """See the class."""
+        return Finding(
+            id="unhealthy-growth",
+            severity="warning",
+            step=step,
+            message=(
+                f"Responses grew from {first[LENGTH]:.0f} to {last[LENGTH]:.0f} tokens and {last[TRUNCATED]:.0%} run "
+                f"into the length limit, while accuracy went from {first[CORRECT]:.0%} to {last[CORRECT]:.0%}: "
+                "the policy rambles. Look at some responses; easier questions or another prompt help."
+            ),
+            evidence={"length": last[LENGTH], "truncated": last[TRUNCATED], "correct": last[CORRECT]},
+            remedy="rewards += overlong_penalty(lengths, truncated, max_length=8192, buffer=1024)  # from rl.rewards",
+            source="2503.18892, section 2.4 and appendix C (healthy below 5 %); 5 looks (convention)",
+            series=TRUNCATED,
+        )
 
 
 class LengthCollapse(_Courses):
@@ -98,32 +104,28 @@ class LengthCollapse(_Courses):
     """
 
     reads = (LENGTH, CORRECT)
-    shrink, gain, looks_in_a_row = 0.5, 0.02, 5
+    shrink, gain = 0.5, 0.02
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._streak = Streak(self.looks_in_a_row)
+    def holds(self, first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+        """See the class."""
+        return last[LENGTH] < self.shrink * first[LENGTH] and last[CORRECT] < first[CORRECT] + self.gain
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
-        """At most one finding a run."""
-        for step, first, last in self.looks(new):
-            is_short = last[LENGTH] < self.shrink * first[LENGTH] and last[CORRECT] < first[CORRECT] + self.gain
-            since = self._streak.fires(is_short, step)
-            if since is not None:
-                yield Finding(
-                    id="length-collapse",
-                    severity="warning",
-                    step=since,
-                    message=(
-                        f"Responses shrank from {first[LENGTH]:.0f} to {last[LENGTH]:.0f} tokens without becoming right more "
-                        f"often ({first[CORRECT]:.0%} before, {last[CORRECT]:.0%} now): reasoning is being given up. Harder "
-                        "questions and a reward for right answers alone bring it back."
-                    ),
-                    evidence={"length": last[LENGTH], "length_before": first[LENGTH], "correct": last[CORRECT]},
-                    remedy="level, shares = recommend_level(pass_rates_by_level)  # from dynascope.rl.tasks.curriculum",
-                    source="2503.18892, sections 3.1 and 3.2; half of the length, 5 looks (convention)",
-                    series=LENGTH,
-                )
+    def finding(self, step: int, first: Mapping[str, float], last: Mapping[str, float]) -> Finding:
+        """See the class."""
+        return Finding(
+            id="length-collapse",
+            severity="warning",
+            step=step,
+            message=(
+                f"Responses shrank from {first[LENGTH]:.0f} to {last[LENGTH]:.0f} tokens without becoming right more "
+                f"often ({first[CORRECT]:.0%} before, {last[CORRECT]:.0%} now): reasoning is being given up. Harder "
+                "questions and a reward for right answers alone bring it back."
+            ),
+            evidence={"length": last[LENGTH], "length_before": first[LENGTH], "correct": last[CORRECT]},
+            remedy="level, shares = recommend_level(pass_rates_by_level)  # from dynascope.rl.tasks.curriculum",
+            source="2503.18892, sections 3.1 and 3.2; half of the length, 5 looks (convention)",
+            series=LENGTH,
+        )
 
 
 class FormatPressure(_Courses):
@@ -133,32 +135,29 @@ class FormatPressure(_Courses):
     """
 
     reads = (REWARD, FORMATTED, CORRECT)
-    rise, gain, looks_in_a_row = 0.1, 0.02, 5
+    rise, gain = 0.1, 0.02
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._streak = Streak(self.looks_in_a_row)
+    def holds(self, first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+        """See the class."""
+        is_form = last[FORMATTED] > first[FORMATTED] + self.rise and last[REWARD] > first[REWARD]
+        return is_form and last[CORRECT] < first[CORRECT] + self.gain
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
-        """At most one finding a run."""
-        for step, first, last in self.looks(new):
-            is_form = last[FORMATTED] > first[FORMATTED] + self.rise and last[REWARD] > first[REWARD]
-            since = self._streak.fires(is_form and last[CORRECT] < first[CORRECT] + self.gain, step)
-            if since is not None:
-                yield Finding(
-                    id="format-pressure",
-                    severity="warning",
-                    step=since,
-                    message=(
-                        f"Reward rose from {first[REWARD]:.3g} to {last[REWARD]:.3g} with the share of formatted answers "
-                        f"({first[FORMATTED]:.0%} to {last[FORMATTED]:.0%}), but right answers did not "
-                        f"({first[CORRECT]:.0%} to {last[CORRECT]:.0%}): the policy learns the form. Pay for right answers alone."
-                    ),
-                    evidence={"formatted": last[FORMATTED], "reward": last[REWARD], "correct": last[CORRECT]},
-                    remedy="reward = RewardRule.named('correctness').as_reward(is_right)  # from dynascope.rl.tasks.reward_rules",
-                    source="2503.18892, section 3.1; 5 looks (convention)",
-                    series=REWARD,
-                )
+    def finding(self, step: int, first: Mapping[str, float], last: Mapping[str, float]) -> Finding:
+        """See the class."""
+        return Finding(
+            id="format-pressure",
+            severity="warning",
+            step=step,
+            message=(
+                f"Reward rose from {first[REWARD]:.3g} to {last[REWARD]:.3g} with the share of formatted answers "
+                f"({first[FORMATTED]:.0%} to {last[FORMATTED]:.0%}), but right answers did not "
+                f"({first[CORRECT]:.0%} to {last[CORRECT]:.0%}): the policy learns the form. Pay for right answers alone."
+            ),
+            evidence={"formatted": last[FORMATTED], "reward": last[REWARD], "correct": last[CORRECT]},
+            remedy="reward = RewardRule.named('correctness').as_reward(is_right)  # from dynascope.rl.tasks.reward_rules",
+            source="2503.18892, section 3.1; 5 looks (convention)",
+            series=REWARD,
+        )
 
 
 class UnsuitableQuestions(_Courses):
@@ -207,29 +206,26 @@ class KeywordIllusion(_Courses):
     """
 
     reads = (REFLECTIONS, BEHAVIOURS)
-    growth, least, gain, looks_in_a_row = 1.5, 0.1, 0.05, 5
+    growth, least, gain = 1.5, 0.1, 0.05
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._streak = Streak(self.looks_in_a_row)
+    def holds(self, first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+        """See the class."""
+        is_more = last[REFLECTIONS] > max(self.growth * first[REFLECTIONS], first[REFLECTIONS] + self.least)
+        return is_more and last[BEHAVIOURS] < first[BEHAVIOURS] + self.gain
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
-        """At most one finding a run."""
-        for step, first, last in self.looks(new):
-            is_more = last[REFLECTIONS] > max(self.growth * first[REFLECTIONS], first[REFLECTIONS] + self.least)
-            since = self._streak.fires(is_more and last[BEHAVIOURS] < first[BEHAVIOURS] + self.gain, step)
-            if since is not None:
-                yield Finding(
-                    id="keyword-illusion",
-                    severity="info",
-                    step=since,
-                    message=(
-                        f"Words of reflection rose from {first[REFLECTIONS]:.2g} to {last[REFLECTIONS]:.2g} a response, while "
-                        f"the share with a behaviour of reasoning stayed ({first[BEHAVIOURS]:.0%}, {last[BEHAVIOURS]:.0%}): "
-                        "do not take the words for thought."
-                    ),
-                    evidence={"reflections": last[REFLECTIONS], "behaviours": last[BEHAVIOURS]},
-                    remedy="labeller = JudgeLabeller(ask, sample=64)  # from dynascope.rl.reasoning.behaviours",
-                    source="2503.18892, appendix C (keywords and behaviours go together only weakly); 5 looks (convention)",
-                    series=REFLECTIONS,
-                )
+    def finding(self, step: int, first: Mapping[str, float], last: Mapping[str, float]) -> Finding:
+        """See the class."""
+        return Finding(
+            id="keyword-illusion",
+            severity="info",
+            step=step,
+            message=(
+                f"Words of reflection rose from {first[REFLECTIONS]:.2g} to {last[REFLECTIONS]:.2g} a response, while "
+                f"the share with a behaviour of reasoning stayed ({first[BEHAVIOURS]:.0%}, {last[BEHAVIOURS]:.0%}): "
+                "do not take the words for thought."
+            ),
+            evidence={"reflections": last[REFLECTIONS], "behaviours": last[BEHAVIOURS]},
+            remedy="labeller = JudgeLabeller(ask, sample=64)  # from dynascope.rl.reasoning.behaviours",
+            source="2503.18892, appendix C (keywords and behaviours go together only weakly); 5 looks (convention)",
+            series=REFLECTIONS,
+        )

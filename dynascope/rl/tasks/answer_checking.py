@@ -94,13 +94,13 @@ class AnswerChecker:
     def __call__(self, predictions: Sequence[str | None], answers: Sequence[str]) -> list[bool]:
         """Whether each prediction is its answer; None (no answer was found) is wrong."""
         pairs = list(zip(predictions, answers, strict=True))
-        todo = [pair for pair in dict.fromkeys(pairs) if pair[0] is not None]
+        unchecked = [pair for pair in dict.fromkeys(pairs) if pair[0] is not None]
         known: dict[Any, bool] = {}
         busy: dict[Connection, tuple[int, Any, float]] = {}
         idle = list(range(len(self._workers)))
-        while todo or busy:
-            while todo and idle:
-                number, pair = idle.pop(), todo.pop()
+        while unchecked or busy:
+            while unchecked and idle:
+                number, pair = idle.pop(), unchecked.pop()
                 pipe = self._workers[number][1]
                 pipe.send(pair)
                 busy[pipe] = number, pair, time.monotonic() + self._limit
