@@ -21,21 +21,21 @@ from torch import Tensor
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from dynascope.nn.shared_prefix import estimate_savings
-from dynascope.rl.shared_prefix import Groups, grouped_log_probs, prefix_backward
+from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs, prefix_backward
 
 PROMPTS, COMPLETIONS, GROUPS = (16, 128, 512), (8, 32, 128), (2, 8)
 
 
-def make_groups(prompt: int, completion: int, group: int) -> Groups:
+def make_groups(prompt: int, completion: int, group: int) -> PromptGroups:
     """One prompt of random tokens and its completions."""
     seen = torch.ones(group, max(prompt, completion)).bool()
     tokens = torch.randint(256, (group, completion))
-    return Groups(
+    return PromptGroups(
         torch.randint(256, (1, prompt)), seen[:1, :prompt], tokens, seen[:, :completion], torch.tensor([group])
     )
 
 
-def peer_step(model: Any, groups: Groups) -> Callable[[], None]:
+def peer_step(model: Any, groups: PromptGroups) -> Callable[[], None]:
     """The package as its documentation has it, with attention by PyTorch; what it works out once is left out of the time."""
     from prefix_grouper import PrefixGrouper
     from torch.nn.attention.bias import causal_lower_right
@@ -75,7 +75,7 @@ def main() -> None:
     if not has_peer:
         print("prefix_grouper: not installed")
 
-    def step(groups: Groups, share: bool | None) -> Callable[[], object]:
+    def step(groups: PromptGroups, share: bool | None) -> Callable[[], object]:
         return lambda: grouped_log_probs(model, groups, share=share)[0].sum().backward()
 
     print(

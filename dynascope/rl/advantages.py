@@ -63,15 +63,21 @@ class Groups:
     sizes: Float[Tensor, " N"]
 
     @staticmethod
-    def of(group_ids: Int[Tensor, " N"]) -> "Groups":
-        """Raises ValueError when no group has two completions."""
+    def by(group_ids: Int[Tensor, " N"]) -> "Groups":
+        """Groups of any size, in the order of their numbers."""
         _, index, counts = group_ids.unique(return_inverse=True, return_counts=True)
-        if int(counts.max()) < 2:
+        return Groups(index, len(counts), counts[index].float())
+
+    @staticmethod
+    def of(group_ids: Int[Tensor, " N"]) -> "Groups":
+        """Groups to compare in. Raises ValueError when no group has two completions."""
+        groups = Groups.by(group_ids)
+        if int(groups.sizes.max()) < 2:
             raise ValueError(
                 "every group has size 1, so there is nothing to compare a reward with; sample 2 or more completions a "
                 "prompt, or use an estimator without groups (reinforce_pp, ppo)"
             )
-        return Groups(index, len(counts), counts[index].float())
+        return groups
 
     def sum(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """The group's sum."""

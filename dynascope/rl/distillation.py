@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dynascope.rl.advantages import GroupZScore, returns_to_go
+from dynascope.rl.advantages import Groups, GroupZScore, returns_to_go
 from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.kl import kl_estimate
@@ -86,9 +86,7 @@ def solved(correct: Bool[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Bool[Te
     >>> solved(torch.tensor([True, False, False]), torch.tensor([0, 0, 1]))
     tensor([ True,  True, False])
     """
-    _, index = group_ids.unique(return_inverse=True)
-    found: Tensor = (index.bincount(correct.float()) > 0)[index]
-    return found
+    return Groups.by(group_ids).sum(correct.float()) > 0
 
 
 def wrong_answers(batch: PolicyBatch) -> Bool[Tensor, " N"]:

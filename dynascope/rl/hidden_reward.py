@@ -113,14 +113,14 @@ def token_hidden_reward(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     anchors = correct.to(wide)
     ids = torch.zeros_like(mask[:, 0], dtype=torch.long) if group_ids is None else group_ids
-    _, index = ids.unique(return_inverse=True)
+    groups = Groups.by(ids)
+    index = groups.index
     seen = _Seen(hidden, tokens, mask, anchors, unembedding, logits, temperature, vocabulary, chunk)
 
     with torch.no_grad():
         influence = torch.zeros(mask.shape, dtype=wide, device=mask.device)
         for rows in _blocks(index, anchors, seen.groups_at_once):
             seen.add_influence(rows, influence)
-        groups = _of(index)
         right = anchors > 0
         if normalise == "tokens":
             counts = groups.sum(mask.sum(1) * anchors)
@@ -136,11 +136,6 @@ def token_hidden_reward(
             sign = sign if weighting == "advantage" else sign.sign()
         thr = (sign * influence * has_contrast[:, None]).masked_fill(~mask, 0.0)
     return HiddenReward(thr, influence, tau, means)
-
-
-def _of(index: Tensor) -> Groups:
-    counts = index.bincount()
-    return Groups(index, len(counts), counts[index].float())
 
 
 def _smallest(values: Tensor, counts: Tensor, index: Tensor, num: int) -> Tensor:
@@ -287,8 +282,7 @@ def nthr_reweight(
 
     >>> nthr_reweight(torch.tensor([1.0, -1.0]), influence, torch.tensor([True, False]), torch.zeros(2).long(), 0.0)
     """
-    _, index = group_ids.unique(return_inverse=True)
-    eta = 2 * (0.5 - _of(index).mean(correct.to(influence.dtype))).abs()
+    eta = 2 * (0.5 - Groups.by(group_ids).mean(correct.to(influence.dtype))).abs()
     is_shared = (influence > (tau[:, None] if isinstance(tau, Tensor) else tau)) & ~correct[:, None]
     spread = advantage if advantage.ndim == 2 else advantage[:, None].expand_as(influence)
     return torch.where(is_shared, eta[:, None].to(spread.dtype) * spread, spread)
@@ -304,13 +298,12 @@ def gwhes(
 
     >>> gwhes(told.influence, correct, group_ids).argsort(descending=True)  # the questions at risk
     """
-    _, index = group_ids.unique(return_inverse=True)
-    groups = _of(index)
+    groups = Groups.by(group_ids)
     q = groups.mean(correct.to(influence.dtype))
     odds = (q / (1 - q)).sqrt()
     by_completion = influence.sum(1) * torch.where(correct, -1 / odds, odds)
     by_completion = by_completion.masked_fill((q == 0) | (q == 1), 0.0)
-    return influence.new_zeros(groups.num).index_add(0, index, by_completion)
+    return influence.new_zeros(groups.num).index_add(0, groups.index, by_completion)
 
 
 @dataclass(frozen=True)
@@ -339,8 +332,7 @@ class _Measured:
     def of(self, batch: PolicyBatch, advantage: Tensor, weighting: Weighting = "sign") -> HiddenReward:
         """The hidden rewards of a rollout; groups that are all right or all wrong are not worked out, and 0."""
         right = self.right(batch)
-        _, index = batch.group_ids.unique(return_inverse=True)
-        rows = (~_of(index).is_uniform(right.float())).nonzero().flatten()
+        rows = (~Groups.by(batch.group_ids).is_uniform(right.float())).nonzero().flatten()
         zero = torch.zeros_like(batch.mask, dtype=torch.float32)
         lowest = torch.full_like(zero[:, 0], -torch.inf)
         if not len(rows):

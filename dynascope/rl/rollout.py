@@ -38,6 +38,35 @@ class Rollout:
     hidden: Float[Tensor, "N T width"] | None = None
     """Inputs of the unembedding that each token was drawn from, where they were kept."""
 
+    @classmethod
+    def of_prompts(
+        cls,
+        prompts: Int[Tensor, "prompts P"],
+        prompt_mask: Bool[Tensor, "prompts P"] | None,
+        num_samples: int,
+        *,
+        mask: Bool[Tensor, "N T"],
+        behaviour_log_probs: Float[Tensor, "N T"],
+        sampling_log_probs: Float[Tensor, "N T"],
+        temperature: float,
+        **drawn: Any,
+    ) -> "Rollout":
+        """`num_samples` completions of each prompt; log-probabilities at padding become 0, and temperature 0 counts as 1.
+
+        >>> Rollout.of_prompts(prompts, None, 8, tokens=tokens, mask=mask, …)
+        """
+        seen = torch.ones_like(prompts).bool() if prompt_mask is None else prompt_mask
+        return cls(
+            prompts=prompts.repeat_interleave(num_samples, 0),
+            prompt_mask=seen.repeat_interleave(num_samples, 0),
+            mask=mask,
+            behaviour_log_probs=behaviour_log_probs.masked_fill(~mask, 0.0),
+            sampling_log_probs=sampling_log_probs.masked_fill(~mask, 0.0),
+            group_ids=torch.arange(len(prompts), device=prompts.device).repeat_interleave(num_samples),
+            temperature=temperature or 1.0,
+            **drawn,
+        )
+
     @property
     def lengths(self) -> Int[Tensor, " N"]:
         """Tokens of each completion."""
@@ -154,19 +183,17 @@ def sample(
     mask = torch.stack(alive, 1)
     width = int(mask.any(0).sum())
     mask = mask[:, :width]
-    return Rollout(
-        prompts=prompts.repeat_interleave(num_samples, 0),
-        prompt_mask=(torch.ones_like(prompts).bool() if prompt_mask is None else prompt_mask).repeat_interleave(
-            num_samples, 0
-        ),
+    return Rollout.of_prompts(
+        prompts,
+        prompt_mask,
+        num_samples,
         tokens=torch.cat(drawn, 1)[:, :width],
         mask=mask,
-        behaviour_log_probs=torch.cat(behaviour, 1)[:, :width].masked_fill(~mask, 0.0),
-        sampling_log_probs=torch.cat(sampling, 1)[:, :width].masked_fill(~mask, 0.0),
+        behaviour_log_probs=torch.cat(behaviour, 1)[:, :width],
+        sampling_log_probs=torch.cat(sampling, 1)[:, :width],
         is_truncated=is_alive,
-        group_ids=torch.arange(len(prompts), device=prompts.device).repeat_interleave(num_samples),
         max_length=max_new_tokens,
-        temperature=temperature or 1.0,
+        temperature=temperature,
         weights_version=weights_version,
         hidden=torch.stack(caught[:width], 1) if keeps_hidden else None,
     )

@@ -16,10 +16,10 @@ from dynascope.rl.rollout import completion_logits
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class PromptGroups:
     """B prompts, padded on the left, and N completions, padded on the right, those of a prompt beside each other.
 
-    >>> groups = Groups(prompts, prompt_mask, completions, completion_mask, group_sizes=torch.full((len(prompts),), 8))
+    >>> groups = PromptGroups(prompts, prompt_mask, completions, completion_mask, group_sizes=torch.full((len(prompts),), 8))
     """
 
     prompts: Int[Tensor, "B P"]
@@ -40,10 +40,10 @@ class Groups:
         prompt_mask: Bool[Tensor, "N P"],
         completions: Int[Tensor, "N R"],
         mask: Bool[Tensor, "N R"],
-    ) -> tuple["Groups", Int[Tensor, " N"]]:
+    ) -> tuple["PromptGroups", Int[Tensor, " N"]]:
         """From a batch that repeats prompts, in any order; and the row of the batch that each completion had.
 
-        >>> groups, rows = Groups.of_repeated(prompts, prompt_mask, completions, mask)
+        >>> groups, rows = PromptGroups.of_repeated(prompts, prompt_mask, completions, mask)
         >>> log_probs = torch.empty_like(told).index_copy(0, rows, told)  # back in the batch's order
         """
         key = prompts.masked_fill(~prompt_mask, -1)
@@ -61,7 +61,7 @@ def pays(layout: SharedPrefix) -> bool:
 
 def grouped_log_probs(
     model: nn.Module,
-    groups: Groups,
+    groups: PromptGroups,
     *,
     temperature: float = 1.0,
     share: bool | None = None,
@@ -150,7 +150,7 @@ def _refuse_changed_logits(model: nn.Module) -> None:
 
 def prefix_backward(
     model: nn.Module,
-    groups: Groups,
+    groups: PromptGroups,
     loss: Callable[[Float[Tensor, "n R"], Int[Tensor, " n"]], Float[Tensor, ""]],
     *,
     size: int,
@@ -205,7 +205,7 @@ def _rows_of_groups(sizes: Tensor) -> Iterator[Tensor]:
 
 
 def assert_equivalent(
-    model: nn.Module, groups: Groups, *, backend: Backend = "auto", rtol: float = 1e-4
+    model: nn.Module, groups: PromptGroups, *, backend: Backend = "auto", rtol: float = 1e-4
 ) -> dict[str, float]:
     """Check on your own model that shared prompts change nothing: log-probabilities, and gradients of all parameters.
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynascope.rl.shared_prefix import Groups, assert_equivalent, grouped_log_probs, pays, prefix_backward
+from dynascope.rl.shared_prefix import PromptGroups, assert_equivalent, grouped_log_probs, pays, prefix_backward
 
 pytest.importorskip("transformers")
 
 
 @pytest.fixture
-def groups() -> Groups:
+def groups() -> PromptGroups:
     """Prompts of 9 and 12 tokens, with three and two completions of 4, 1, 3, 0 and 5."""
     longest, widest = 12, 5
     prompt_mask = torch.stack([torch.arange(longest) >= longest - one for one in (9, 12)])
     mask = torch.stack([torch.arange(widest) < one for one in (4, 1, 3, 0, 5)])
     prompts, completions = torch.randint(1, 14, (2, longest)), torch.randint(1, 14, (5, widest))
-    return Groups(prompts * prompt_mask, prompt_mask, completions * mask, mask, torch.tensor([3, 2]))
+    return PromptGroups(prompts * prompt_mask, prompt_mask, completions * mask, mask, torch.tensor([3, 2]))
 
 
 def gradients(model: Any, log_probs: Tensor) -> list[Tensor]:
@@ -29,7 +29,7 @@ def gradients(model: Any, log_probs: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 3, 100])
-def test_shared_and_repeated_are_the_same(tiny_llama: Any, groups: Groups, chunk: int | None) -> None:
+def test_shared_and_repeated_are_the_same(tiny_llama: Any, groups: PromptGroups, chunk: int | None) -> None:
     model = tiny_llama.double()
     mine, spread = grouped_log_probs(model, groups, share=True, chunk=chunk, temperature=0.8, entropy=True)
     other, others_spread = grouped_log_probs(model, groups, share=False, temperature=0.8, entropy=True)
@@ -43,16 +43,16 @@ def test_shared_and_repeated_are_the_same(tiny_llama: Any, groups: Groups, chunk
         assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_users_can_check_their_own_model(tiny_llama: Any, groups: Groups) -> None:
+def test_users_can_check_their_own_model(tiny_llama: Any, groups: PromptGroups) -> None:
     assert max(assert_equivalent(tiny_llama, groups).values()) < 1e-5
     with pytest.raises(AssertionError, match="rtol=1e-12"):
         assert_equivalent(tiny_llama, groups, rtol=1e-12)
 
 
 def test_little_sharing_does_not_pay() -> None:
-    def batch(prompt: int, completion: int, group: int) -> Groups:
+    def batch(prompt: int, completion: int, group: int) -> PromptGroups:
         ones = torch.ones(group, max(prompt, completion)).bool()
-        return Groups(
+        return PromptGroups(
             torch.ones(1, prompt).long(), ones[:1, :prompt], torch.ones(group, completion).long(),
             ones[:, :completion], torch.tensor([group]),
         )  # fmt: skip
@@ -66,7 +66,7 @@ def test_a_repeated_batch_is_grouped_in_any_order() -> None:
     prompts = torch.tensor([[0, 3, 4], [5, 6, 7], [0, 3, 4]])
     seen = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 1, 1]]).bool()
     completions = torch.tensor([[1, 2], [3, 4], [5, 6]])
-    groups, rows = Groups.of_repeated(prompts, seen, completions, torch.ones(3, 2).bool())
+    groups, rows = PromptGroups.of_repeated(prompts, seen, completions, torch.ones(3, 2).bool())
     assert groups.group_sizes.tolist() == [2, 1]
     assert groups.prompt_mask.tolist() == [[False, True, True], [True, True, True]]
     assert groups.completions.tolist() == completions[rows].tolist()
@@ -74,7 +74,7 @@ def test_a_repeated_batch_is_grouped_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
-def test_training_in_parts_accumulates_the_same_gradient(tiny_llama: Any, groups: Groups, size: int) -> None:
+def test_training_in_parts_accumulates_the_same_gradient(tiny_llama: Any, groups: PromptGroups, size: int) -> None:
     model = tiny_llama.double()
     advantage = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0], dtype=torch.float64)
     log_probs, _ = grouped_log_probs(model, groups, share=False)
@@ -88,7 +88,7 @@ def test_training_in_parts_accumulates_the_same_gradient(tiny_llama: Any, groups
         assert torch.allclose(one.grad, other, atol=1e-5)
 
 
-def test_steps_with_both_end_at_the_same_weights(tiny_llama: Any, groups: Groups) -> None:
+def test_steps_with_both_end_at_the_same_weights(tiny_llama: Any, groups: PromptGroups) -> None:
     ends = []
     for share in (True, False):
         model = copy.deepcopy(tiny_llama).double()
@@ -102,7 +102,7 @@ def test_steps_with_both_end_at_the_same_weights(tiny_llama: Any, groups: Groups
     assert torch.allclose(*ends, atol=1e-6)
 
 
-def test_what_cannot_be_done_is_told(tiny_llama: Any, groups: Groups) -> None:
+def test_what_cannot_be_done_is_told(tiny_llama: Any, groups: PromptGroups) -> None:
     with pytest.raises(ValueError, match="at least one"):
         prefix_backward(tiny_llama, groups, lambda part, rows: part.sum(), size=0)
     enable = getattr(tiny_llama, "activation_checkpointing_enable", None) or tiny_llama.gradient_checkpointing_enable
@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_told(tiny_llama: Any, groups: Groups) -> None:
         prefix_backward(tiny_llama, groups, lambda part, rows: part.sum(), size=1)
 
 
-def test_through_distributed_data_parallel(tiny_llama: Any, groups: Groups, tmp_path: Path) -> None:
+def test_through_distributed_data_parallel(tiny_llama: Any, groups: PromptGroups, tmp_path: Path) -> None:
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 

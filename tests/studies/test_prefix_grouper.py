@@ -7,7 +7,7 @@ import pytest
 import torch
 from fabricated import assert_tells_apart, fabricate, worlds_of
 
-from dynascope.rl.shared_prefix import Groups
+from dynascope.rl.shared_prefix import PromptGroups
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
 from dynascope.studies.prefix_grouper.method import Config, kept_bytes, make_model
@@ -51,9 +51,9 @@ def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> N
 def test_kept_bytes_grow_with_tokens_and_leave_weights_out() -> None:
     model = make_model(Config(num_layers=1, width=32, num_heads=2, prompts=(64,), completions=(8,)), 50)
 
-    def batch(prompt: int) -> Groups:
+    def batch(prompt: int) -> PromptGroups:
         ones = torch.ones(2, prompt).bool()
-        return Groups(ones[:1].long(), ones[:1], ones[:, :8].long(), ones[:, :8], torch.tensor([2]))
+        return PromptGroups(ones[:1].long(), ones[:1], ones[:, :8].long(), ones[:, :8], torch.tensor([2]))
 
     short, long = (kept_bytes(model, batch(prompt), share=False) for prompt in (16, 32))
     assert 1.5 < long / short < 2.0

@@ -60,18 +60,19 @@ def generate_rollout(
     tokens = told.sequences[:, prompts.shape[1] :]
     behaviour = torch.stack(told.logits, 1).float() / (temperature or 1.0)
     sampling = torch.stack(told.scores, 1).float()
-    return _rollout(
-        prompts=prompts.repeat_interleave(num_samples, 0),
-        prompt_mask=seen.repeat_interleave(num_samples, 0),
-        tokens=tokens,
+    mask = until_stop(tokens, stop_token)
+    return Rollout.of_prompts(
+        prompts,
+        prompt_mask,
+        num_samples,
+        tokens=tokens.masked_fill(~mask, pad_token),
+        mask=mask,
         behaviour_log_probs=_chosen(behaviour, tokens),
         sampling_log_probs=_chosen(sampling, tokens),
-        group_ids=torch.arange(len(prompts), device=prompts.device).repeat_interleave(num_samples),
+        is_truncated=(tokens != stop_token).all(1),
         max_length=max_new_tokens,
-        temperature=temperature or 1.0,
+        temperature=temperature,
         weights_version=weights_version,
-        stop_token=stop_token,
-        pad_token=pad_token,
     )
 
 
@@ -131,18 +132,19 @@ def vllm_rollout(
     chosen = [[step[token].logprob for step, token in zip(one.logprobs, one.token_ids, strict=True)] for one in answers]
     log_probs = _padded(chosen, 0.0, torch.float32)
     tokens, log_probs = tokens.to(prompts.device), log_probs.to(prompts.device)
-    return _rollout(
-        prompts=prompts.repeat_interleave(num_samples, 0),
-        prompt_mask=seen.repeat_interleave(num_samples, 0),
-        tokens=tokens,
+    mask = until_stop(tokens, stop_token)
+    return Rollout.of_prompts(
+        prompts,
+        prompt_mask,
+        num_samples,
+        tokens=tokens.masked_fill(~mask, pad_token),
+        mask=mask,
         behaviour_log_probs=log_probs,
         sampling_log_probs=log_probs,
-        group_ids=torch.arange(len(prompts), device=prompts.device).repeat_interleave(num_samples),
+        is_truncated=(tokens != stop_token).all(1),
         max_length=max_new_tokens,
-        temperature=temperature or 1.0,
+        temperature=temperature,
         weights_version=weights_version,
-        stop_token=stop_token,
-        pad_token=pad_token,
     )
 
 
@@ -151,10 +153,11 @@ def _padded(rows: Sequence[Sequence[float | int]], pad: float | int, dtype: torc
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=dtype)
 
 
-def _rollout(tokens: Tensor, stop_token: int, pad_token: int, **known: Any) -> Rollout:
-    """What was drawn, cut after each first stop token."""
+def until_stop(tokens: Int[Tensor, "N T"], stop_token: int) -> Bool[Tensor, "N T"]:
+    """Which tokens come before a row's first stop token, or are it.
+
+    >>> until_stop(torch.tensor([[5, 1, 5]]), stop_token=1)
+    tensor([[ True,  True, False]])
+    """
     stops = (tokens == stop_token).int()
-    mask = stops.cumsum(1) - stops == 0
-    for name in ("behaviour_log_probs", "sampling_log_probs"):
-        known[name] = known[name].masked_fill(~mask, 0.0)
-    return Rollout(tokens=tokens.masked_fill(~mask, pad_token), mask=mask, is_truncated=stops.sum(1) == 0, **known)
+    return stops.cumsum(1) - stops == 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynascope.nn.shared_prefix.models import prefix_sharing
-from dynascope.rl.shared_prefix import Groups, grouped_log_probs
+from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs
 
 
 class SharedPromptsMixin:
@@ -52,7 +52,7 @@ class SharedPromptsMixin:
             )
             return told
         mask = attention_mask.bool()
-        groups, rows = Groups.of_repeated(
+        groups, rows = PromptGroups.of_repeated(
             input_ids[:, :-logits_to_keep],
             mask[:, :-logits_to_keep],
             input_ids[:, -logits_to_keep:],

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +14,7 @@ from dynascope.report.charts import PALETTE, Section
 from dynascope.report.page import check_output, whole_page, write
 from dynascope.report.pictures import QUIET, TextPage
 from dynascope.studies.comparison.measures import Comparison, Estimate
-from dynascope.studies.harness.curves import Rows, curves
+from dynascope.studies.harness.curves import Rows, curves, tries
 
 COLUMNS = {
     "correct": "right",
@@ -123,7 +122,7 @@ def figures(comparison: Comparison) -> list[Section]:
     """Every chart that there is something to draw in."""
     sections: dict[str, list[Chart]] = {}
     for title, (section, series, subtitle) in CURVES.items():
-        rows = _mean_and_band(comparison, series)
+        rows = _over_steps(comparison, series)
         if rows:
             sections.setdefault(section, []).append(
                 draw(title, f"{subtitle} Mean and range over seeds.", rows, _lines(comparison))
@@ -133,20 +132,13 @@ def figures(comparison: Comparison) -> list[Section]:
     return [Section(title, charts) for title, charts in sections.items()]
 
 
-def _mean_and_band(comparison: Comparison, series: str, k: str = "step") -> Rows:
-    """The mean over seeds and their range, one row an objective and step."""
-    rows: Rows = []
-    for name in comparison.objectives:
-        runs = [records for records in comparison.runs if name in records and series in records[name]]
-        drawn = curves(runs, name, {series: name})
-        by_step: dict[int, list[float]] = {}
-        for row in drawn:
-            by_step.setdefault(row["step"], []).append(row["value"])  # type: ignore[arg-type]
-        rows += [
-            {k: step, "value": float(np.mean(values)), "low": min(values), "high": max(values), "objective": name}
-            for step, values in by_step.items()
-        ]
-    return rows
+def _over_steps(comparison: Comparison, series: str) -> Rows:
+    """A series of every objective that has it."""
+    return [
+        row
+        for name in comparison.objectives
+        for row in curves([one for one in comparison.runs if name in one and series in one[name]], name, {series: name})
+    ]
 
 
 def _colour(names: Sequence[str]) -> dict[str, Any]:
@@ -155,42 +147,30 @@ def _colour(names: Sequence[str]) -> dict[str, Any]:
     colours = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
     dashes = [[1, 0] if place < len(PALETTE) else [4, 2] for place in range(len(names))]
     return {
-        "color": alt.Color("objective:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=colours)),
-        "strokeDash": alt.StrokeDash(
-            "objective:N", title=None, legend=None, scale=alt.Scale(domain=names, range=dashes)
-        ),
+        "color": alt.Color("what:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=colours)),
+        "strokeDash": alt.StrokeDash("what:N", title=None, legend=None, scale=alt.Scale(domain=names, range=dashes)),
     }
 
 
 def _lines(comparison: Comparison) -> alt.LayerChart:
     told = _colour(comparison.objectives)
     x = alt.X("step:Q", title="step")
-    band = alt.Chart().mark_area(opacity=0.12).encode(x=x, y="low:Q", y2="high:Q", color=told["color"])
-    line = alt.Chart().mark_line().encode(x=x, y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)), **told)
+    band = alt.Chart().mark_area(opacity=0.12).encode(x=x, y="min(value):Q", y2="max(value):Q", color=told["color"])
+    line = (
+        alt.Chart().mark_line().encode(x=x, y=alt.Y("mean(value):Q", title=None, scale=alt.Scale(zero=False)), **told)
+    )
     return band + line
 
 
 def _pass_at_k(comparison: Comparison) -> Chart:
     """pass@k at the end, and before training."""
-    rows: Rows = []
-    for name in comparison.objectives:
-        ends = [records[name]["test/pass_at_k"] for records in comparison.runs if name in records]
-        if ends:
-            values = np.mean([one.values[-1] for one in ends], 0)
-            rows += [
-                {"k": int(k), "value": float(value), "objective": name}
-                for k, value in zip(ends[0].k.values, values, strict=True)
-            ]
-    starts = [one["test/pass_at_k"] for records in comparison.runs for one in records.values()]
-    before = np.mean([one.values[0] for one in starts], 0)
-    rows += [
-        {"k": int(k), "value": float(value), "objective": "before training"}
-        for k, value in zip(starts[0].k.values, before, strict=True)
-    ]
+    names = {name: name for name in comparison.objectives}
+    # All start alike, so that every one tells of the time before.
+    rows = tries(comparison.runs, names) + tries(comparison.runs, dict.fromkeys(names, "before training"), place=0)
     chart = alt.Chart().mark_line(point=True)
-    ks = [int(k) for k in starts[0].k.values]
+    ks = sorted({int(str(row["k"])) for row in rows})
     x = alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)", axis=alt.Axis(values=ks, format="d"))
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
+    y = alt.Y("mean(value):Q", title=None, scale=alt.Scale(zero=False))
     told = _colour([*comparison.objectives, "before training"])
     return draw("pass@k", "Chance that one of k answers is right, at the end.", rows, chart.encode(x=x, y=y, **told))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.harness.curves import curves
+from dynascope.studies.harness.curves import mean_lines
 
 ARMS = {
     "dapo": "DAPO",
@@ -26,32 +26,14 @@ def figures(runs: Sequence[Runs]) -> list[Chart]:
 
 def entropies(runs: Sequence[Runs]) -> Chart:
     """Entropy of a token, by parts."""
-    rows = [row for arm, shown in ARMS.items() for row in curves(runs, arm, {"policy/entropy": shown})]
-    chart = (
-        alt.Chart(width=430, height=260)
-        .mark_line(strokeWidth=1.6)
-        .encode(
-            x=alt.X("step:Q", title="rollout"),
-            y=alt.Y("mean(value):Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
-        )
-    )
-    return draw("What each part leaves of the entropy", "Mean over seeds.", rows, chart)
+    title = "What each part leaves of the entropy"
+    return mean_lines(runs, ARMS, "policy/entropy", title=title, y="entropy of a token (nats)")
 
 
 def answers(runs: Sequence[Runs]) -> Chart:
     """Pass@1 over training, by parts."""
-    rows = [row for arm, shown in ARMS.items() for row in curves(runs, arm, {"test/correct": shown})]
-    chart = (
-        alt.Chart(width=430, height=260)
-        .mark_line(point=True, strokeWidth=1.6)
-        .encode(
-            x=alt.X("step:Q", title="rollout"),
-            y=alt.Y("mean(value):Q", title="share of right answers", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
-        )
-    )
-    return draw("What each part answers", "Mean over seeds.", rows, chart)
+    title = "What each part answers"
+    return mean_lines(runs, ARMS, "test/correct", title=title, y="share of right answers", points=True)
 
 
 def clips(runs: Sequence[Runs]) -> Chart:

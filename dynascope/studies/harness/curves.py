@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import altair as alt
+
+from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
 
 Rows: TypeAlias = list[dict[str, object]]
@@ -22,3 +25,41 @@ def curves(runs: Sequence[Runs], arm: str, names: Mapping[str, str], /, **told: 
         for name, shown in names.items()
         for step, value in zip(records[arm][name].step.values, records[arm][name].values, strict=True)
     ]
+
+
+def tries(runs: Sequence[Runs], arms: Mapping[str, str], place: int = -1) -> Rows:
+    """Pass@k of arms, by the names that the chart calls them, at a test (the last): one row a seed and k.
+
+    Rows have "k", "value", "what" and "seed".
+
+    >>> tries(runs, {"grpo": "GRPO"})
+    """
+    return [
+        {"k": int(k), "value": float(value), "what": shown, "seed": seed}
+        for seed, records in enumerate(runs)
+        for arm, shown in arms.items()
+        if arm in records
+        for k, value in zip(
+            records[arm]["test/pass_at_k"].k.values, records[arm]["test/pass_at_k"].values[place], strict=True
+        )
+    ]
+
+
+def mean_lines(
+    runs: Sequence[Runs], arms: Mapping[str, str], series: str, *, title: str, y: str, points: bool = False
+) -> Chart:
+    """Means over seeds of a series, a line an arm.
+
+    >>> mean_lines(runs, {"grpo": "GRPO"}, "policy/entropy", title="Entropy", y="entropy of a token (nats)")
+    """
+    rows = [row for arm, shown in arms.items() for row in curves(runs, arm, {series: shown})]
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_line(strokeWidth=1.6, point=points)
+        .encode(
+            x=alt.X("step:Q", title="rollout"),
+            y=alt.Y("mean(value):Q", title=y, scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(arms.values())),
+        )
+    )
+    return draw(title, "Mean over seeds.", rows, chart)

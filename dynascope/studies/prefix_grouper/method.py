@@ -18,7 +18,7 @@ from dynascope.nn.shared_prefix import estimate_savings
 from dynascope.record import Series
 from dynascope.rl.loop import LoopConfig, draw_rollout
 from dynascope.rl.presets import grpo
-from dynascope.rl.shared_prefix import Groups, grouped_log_probs
+from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.studies.harness import StudyRecord
 
@@ -79,7 +79,7 @@ def compare_training(config: Config, dtype: torch.dtype, seed: int, record: Stud
         batch = batch.having(advantage=grpo.advantages(batch))
         one_each = rollout.select(torch.arange(0, len(rollout), config.num_samples))
         sizes = torch.full((config.num_prompts,), config.num_samples)
-        groups = Groups(one_each.prompts, one_each.prompt_mask, rollout.tokens, rollout.mask, sizes)
+        groups = PromptGroups(one_each.prompts, one_each.prompt_mask, rollout.tokens, rollout.mask, sizes)
         losses = []
         for model, optimizer, share in zip((shared, repeated), optimizers, (True, False), strict=True):
             log_probs, _ = grouped_log_probs(model, groups, share=share)
@@ -118,7 +118,7 @@ def compare_cost(config: Config, seed: int, record: StudyRecord) -> None:
 
 def measure(model: nn.Module, prompt: int, completion: int, group: int, num_repeats: int) -> dict[str, float]:
     """One point of the grid: one prompt, all completions as long as each other."""
-    groups = Groups(
+    groups = PromptGroups(
         torch.randint(256, (1, prompt)),
         torch.ones(1, prompt).bool(),
         torch.randint(256, (group, completion)),
@@ -142,7 +142,7 @@ def measure(model: nn.Module, prompt: int, completion: int, group: int, num_repe
     }
 
 
-def kept_bytes(model: nn.Module, groups: Groups, *, share: bool) -> int:
+def kept_bytes(model: nn.Module, groups: PromptGroups, *, share: bool) -> int:
     """Bytes of the tensors that autograd keeps from forward to backward, each storage once, weights left out."""
     weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
     kept: dict[int, int] = {}

@@ -6,7 +6,7 @@ import altair as alt
 
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.harness.curves import curves
+from dynascope.studies.harness.curves import mean_lines, tries
 
 ARMS = {
     "grpo-sequence": "GRPO, sequence ratio",
@@ -20,45 +20,27 @@ ARMS = {
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
     """Entropy and Pass@k against GRPO, and the tracker."""
-    return [entropies(runs), tries(runs), quantiles(runs)]
+    return [entropies(runs), solved(runs), quantiles(runs)]
 
 
 def entropies(runs: Sequence[Runs]) -> Chart:
     """Entropy of a token, by objective."""
-    rows = [row for arm, shown in ARMS.items() for row in curves(runs, arm, {"policy/entropy": shown})]
-    chart = (
-        alt.Chart(width=430, height=260)
-        .mark_line(strokeWidth=1.6)
-        .encode(
-            x=alt.X("step:Q", title="rollout"),
-            y=alt.Y("mean(value):Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
-        )
-    )
-    return draw("What each objective leaves of the entropy", "Mean over seeds.", rows, chart)
+    title = "What each objective leaves of the entropy"
+    return mean_lines(runs, ARMS, "policy/entropy", title=title, y="entropy of a token (nats)")
 
 
-def tries(runs: Sequence[Runs]) -> Chart:
+def solved(runs: Sequence[Runs]) -> Chart:
     """Pass@k at the end, by objective."""
-    rows = [
-        {"k": int(k), "solved": float(value), "what": shown}
-        for records in runs
-        for arm, shown in ARMS.items()
-        if arm in records
-        for k, value in zip(
-            records[arm]["test/pass_at_k"].k.values, records[arm]["test/pass_at_k"].values[-1], strict=True
-        )
-    ]
     chart = (
         alt.Chart(width=430, height=260)
         .mark_line(point=True, strokeWidth=1.6)
         .encode(
             x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="tries k"),
-            y=alt.Y("mean(solved):Q", title="Pass@k after training", scale=alt.Scale(zero=False)),
+            y=alt.Y("mean(value):Q", title="Pass@k after training", scale=alt.Scale(zero=False)),
             color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
         )
     )
-    return draw("What several tries solve", "Mean over seeds.", rows, chart)
+    return draw("What several tries solve", "Mean over seeds.", tries(runs, ARMS), chart)
 
 
 def quantiles(runs: Sequence[Runs]) -> Chart:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import altair as alt
-import numpy as np
 
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.harness.curves import curves
+from dynascope.studies.harness.curves import curves, tries
 
 ARMS = {"exploit": "p above 0", "neutral": "p = 0 (GRPO)", "explore": "p below 0"}
 
@@ -86,23 +85,18 @@ def entropy(runs: Sequence[Runs]) -> Chart:
 
 def answers(runs: Sequence[Runs]) -> Chart:
     """pass@k at the end, mean over seeds."""
-    rows = []
-    for arm, what in ARMS.items():
-        ends = [records[arm]["test/pass_at_k"] for records in runs if arm in records]
-        if ends:
-            values = np.mean([one.values[-1] for one in ends], 0)
-            rows += [
-                {"k": int(k), "value": float(v), "what": what} for k, v in zip(ends[0].k.values, values, strict=True)
-            ]
     chart = (
         alt.Chart(width=430, height=240)
         .mark_line(point=True)
         .encode(
             x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)"),
-            y=alt.Y("value:Q", title="pass@k", scale=alt.Scale(zero=False)),
+            y=alt.Y("mean(value):Q", title="pass@k", scale=alt.Scale(zero=False)),
             color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
         )
     )
     return draw(
-        "What the tilt is worth", "Chance that one of k answers is right, at the end; mean of seeds.", rows, chart
+        "What the tilt is worth",
+        "Chance that one of k answers is right, at the end; mean of seeds.",
+        tries(runs, ARMS),
+        chart,
     )
