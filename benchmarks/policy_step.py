@@ -125,7 +125,7 @@ def seconds_of_ours(model: Any, num_completions: int, num_tokens: int, num_steps
         model,
         grpo,
         Sums((1,), num_tokens),
-        torch.optim.AdamW(model.parameters(), 1e-4),
+        torch.optim.AdamW(model.parameters(), 1e-4, fused=True),  # as the Trainer has it
         LoopConfig(num_steps + 1, num_completions // GROUP, GROUP, num_minibatches=1),
         generator=torch.Generator().manual_seed(0),
         rewards=digits,

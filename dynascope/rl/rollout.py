@@ -3,7 +3,6 @@
 Works with every causal language model of Hugging Face's interface that has a key-value cache.
 """
 
-import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.decoding import last_logits, open_decoder, with_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,20 +132,15 @@ def sample(
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must not be negative")
     num = len(prompts) * num_samples
-    inputs = _inputs(prompts, prompt_mask)
     was_training = model.training
     model.eval()
     caught: list[Tensor] = []
     head: Any = model.get_output_embeddings() if keeps_hidden else None  # type: ignore[operator]
     hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0][:, -1])) if keeps_hidden else None
     try:
-        output = model(**inputs, use_cache=True, **_last_logits(model, 1))
-        cache = output.past_key_values
-        if num_samples > 1:
-            cache.batch_repeat_interleave(num_samples)
-        logits = output.logits[:, -1].repeat_interleave(num_samples, 0)
+        decoder = open_decoder(model, prompts, prompt_mask, num_samples)
+        logits = decoder.logits
         history = prompts.repeat_interleave(num_samples, 0)
-        seen = None if prompt_mask is None else prompt_mask.repeat_interleave(num_samples, 0)
 
         drawn, behaviour, sampling, alive = [], [], [], []
         is_alive = torch.ones(num, dtype=torch.bool, device=prompts.device)
@@ -159,7 +154,7 @@ def sample(
                 else torch.multinomial(draw_from.exp(), 1, generator=generator)
             )
             behaviour.append(log_probs.gather(1, token))
-            sampling.append(draw_from.gather(1, token))
+            sampling.append(behaviour[-1] if process is None else draw_from.gather(1, token))
             drawn.append(token.masked_fill(~is_alive[:, None], pad_token))
             alive.append(is_alive)
             is_alive = is_alive & (token[:, 0] != stop_token)
@@ -169,10 +164,7 @@ def sample(
                 break
             if process is not None:
                 history = torch.cat([history, drawn[-1]], 1)
-            if seen is not None:
-                seen = torch.cat([seen, seen.new_ones(num, 1)], 1)
-            step = {"input_ids": drawn[-1]} if seen is None else _next_inputs(drawn[-1], seen)
-            logits = model(**step, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = decoder.step(drawn[-1])
     finally:
         model.train(was_training)
         if hook is not None:
@@ -256,23 +248,6 @@ def completion_logits(
     width = completions.shape[1]
     is_padded = not bool(prompt_mask.all()) if prompts.device.type == "cpu" else True
     seen = torch.cat([prompt_mask, torch.ones_like(completions).bool()], 1) if is_padded else None
-    inputs = _inputs(torch.cat([prompts, completions], 1), seen)
-    logits: Tensor = model(**inputs, use_cache=False, **_last_logits(model, width + 1)).logits
+    inputs = with_positions(torch.cat([prompts, completions], 1), seen)
+    logits: Tensor = model(**inputs, use_cache=False, **last_logits(model, width + 1)).logits
     return logits[:, -width - 1 : -1]
-
-
-def _inputs(ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Without padding there is nothing to say beside the ids; padding on the left wants positions and a mask."""
-    if mask is None:
-        return {"input_ids": ids}
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
-
-
-def _next_inputs(token: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": token, "attention_mask": mask.long(), "position_ids": mask.sum(1, keepdim=True) - 1}
-
-
-def _last_logits(model: nn.Module, count: int) -> dict[str, int]:
-    """Where the model knows how to unembed the last positions only, the prompt's are not worked out."""
-    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
