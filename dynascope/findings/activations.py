@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-import xarray as xr
-
 from dynascope.findings.history import Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 
 class DeadUnits:
@@ -17,12 +15,12 @@ class DeadUnits:
     def __init__(self) -> None:
         self._streaks: dict[str, Streak] = {}
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a layer."""
         series = new["activations/dead_fraction"]
-        for name, column in zip(series["activation"].values, series.values.T, strict=True):
+        for name, column in zip(series.coords["activation"], series.values.T, strict=True):
             streak = self._streaks.setdefault(str(name), Streak(self.looks))
-            for step, share in zip(series["step"].values, column, strict=True):
+            for step, share in zip(series.steps, column, strict=True):
                 since = streak.fires(bool(share >= self.share), int(step))
                 if since is not None:
                     yield Finding(

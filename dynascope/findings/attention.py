@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import History, Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 
 class EntropyCollapse:
@@ -29,7 +28,7 @@ class EntropyCollapse:
         self._norms = History(2 * self.window)
         self._source: str | None = None
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a layer."""
         self._source = self._source or next((name for name in self.reads[1:] if name in new), None)
         if self._source is not None and self._source in new:
@@ -37,13 +36,13 @@ class EntropyCollapse:
         entropy = new.get("attention/entropy_normalized")
         if entropy is None:
             return
-        for step, now in zip(entropy["step"].values, entropy.values, strict=True):
+        for step, now in zip(entropy.steps, entropy.values, strict=True):
             if len(self._early) < self.early_looks:
                 self._early.append(now)
                 continue
             early = np.mean(self._early, axis=0)
             is_unstable = self._has_grown(int(step))
-            for layer, name in enumerate(entropy["layer"].values):
+            for layer, name in enumerate(entropy.coords["layer"]):
                 if layer in self._told:
                     continue
                 level, before = float(np.nanmean(now[layer])), float(np.nanmean(early[layer]))

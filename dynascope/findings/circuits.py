@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float
 
 from dynascope.findings.history import Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 
 class InContextDescent:
@@ -31,12 +30,12 @@ class InContextDescent:
         self._anchor: dict[str, tuple[int, np.ndarray]] = {}
         self._stalled: set[str] = set()
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most two findings a layer."""
         for name, series in new.items():
-            for step, values in zip(series["step"].values, series.values, strict=True):
+            for step, values in zip(series.steps, series.values, strict=True):
                 self._waiting.setdefault(int(step), {})[name] = values
-        layers = [str(layer) for layer in next(iter(new.values()))["layer"].values]
+        layers = [str(layer) for layer in next(iter(new.values())).coords["layer"]]
         for step in sorted(step for step, seen in self._waiting.items() if len(seen) == len(self.reads)):
             seen = self._waiting.pop(step)
             for layer, numbers in zip(layers, zip(*(seen[name] for name in self.reads), strict=True), strict=True):

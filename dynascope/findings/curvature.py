@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
-import xarray as xr
+import numpy as np
 
 from dynascope.findings.history import Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 
 class EdgeOfStability:
@@ -21,14 +21,15 @@ class EdgeOfStability:
         self._streak = Streak(self.looks)
         self._is_adam = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a run, at the first of three looks near or above the edge."""
         self._is_adam = self._is_adam or "adam/update_rms" in new
         if self._is_adam or "curvature/sharpness" not in new or "curvature/edge" not in new:
             return
         sharpness = new["curvature/sharpness"]
-        edge = new["curvature/edge"].reindex(step=sharpness["step"])
-        for step, value, limit in zip(sharpness["step"].values, sharpness.values, edge.values, strict=True):
+        edges = dict(zip(new["curvature/edge"].steps, new["curvature/edge"].values, strict=True))
+        for step, value in zip(sharpness.steps, sharpness.values, strict=True):
+            limit = edges.get(step, np.nan)
             since = self._streak.fires(bool(value >= self.near * limit), int(step))
             if since is not None:
                 yield Finding(

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import History
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 STEP = "demonstrations/step"
 
@@ -26,7 +25,7 @@ class ConstantFineTuning:
         self._history = History(2 * self.window)
         self._has_told = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding a run, at the first step of the second window."""
         for place in self._history.extend(new[STEP]):
             last = self._history.values[max(0, place + 1 - 2 * self.window) : place + 1]

@@ -3,10 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-import xarray as xr
-
-from dynascope.record import Finding, Record
+from dynascope.record import Finding, Piece, Record
 
 
 @runtime_checkable
@@ -23,7 +20,7 @@ class Detector(Protocol):
     def reads(self) -> tuple[str, ...]:
         """The names of the series that it is fed."""
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """What follows from the new measurements."""
 
 
@@ -44,12 +41,12 @@ class Follower:
 
     def new_findings(self) -> list[Finding]:
         """Findings from everything recorded since the last call, in the order of their steps."""
-        new: dict[str, xr.DataArray] = {}
+        new: dict[str, Piece] = {}
         for name in self._record.names():
-            series = self._record.series(name, since=self._seen.get(name, -1) + 1)
-            if series.sizes["step"]:
-                self._seen[name] = int(series["step"][-1])
-                new[name] = _over_ranks(series)
+            piece = self._record.piece(name, since=self._seen.get(name, -1) + 1)
+            if len(piece):
+                self._seen[name] = int(piece.steps[-1])
+                new[name] = piece
         findings: list[Finding] = []
         for prefix in sorted({_prefix(name) for name in new}):
             detectors = self._detectors.setdefault(prefix, self._make())
@@ -58,14 +55,6 @@ class Follower:
                 if read:
                     findings += detector.feed(read)
         return sorted(findings, key=lambda finding: finding.step)
-
-
-def _over_ranks(series: xr.DataArray) -> xr.DataArray:
-    """What several processes measured, as one: the mean over those that have a value."""
-    if "rank" not in series.dims:
-        return series
-    with np.errstate(all="ignore"):
-        return series.mean("rank", skipna=True)
 
 
 def _prefix(name: str) -> str:

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float, Int
 
 from dynascope.findings.history import Streak
-from dynascope.record import Finding, Record
+from dynascope.record import Finding, Piece, Record
 
 
 class ExtremeTokens:
@@ -31,13 +30,13 @@ class ExtremeTokens:
         self._early: list[np.ndarray] = []
         self._sink_since: int | None = None
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most three findings a run."""
         if "attention/sink_mass" in new:
             yield from self._see_sinks(new["attention/sink_mass"])
         if "attention/value_norm" in new:
             one = new["attention/value_norm"]
-            self._drains |= {int(step): now for step, now in zip(one["step"].values, one.values, strict=True)}
+            self._drains |= {int(step): now for step, now in zip(one.steps, one.values, strict=True)}
         # The two series are looked at together, but their pieces may arrive apart.
         for step in sorted(set(self._sinks) & set(self._drains)):
             yield from self._see_drain(step, self._sinks.pop(step), self._drains.pop(step))
@@ -47,8 +46,8 @@ class ExtremeTokens:
         if "residual/peak" in new:
             yield from self._see_peak(new["residual/peak"])
 
-    def _see_sinks(self, sinks: xr.DataArray) -> Iterable[Finding]:
-        for step, now in zip(sinks["step"].values, sinks.values, strict=True):
+    def _see_sinks(self, sinks: Piece) -> Iterable[Finding]:
+        for step, now in zip(sinks.steps, sinks.values, strict=True):
             self._sinks[int(step)] = now
             strongest = np.nanmax(np.where(np.isnan(now), 0.0, now), axis=-1)
             share = float((strongest > self.mass).mean())
@@ -56,9 +55,9 @@ class ExtremeTokens:
             if since is None:
                 continue
             self._sink_since = since
-            layer, head = np.unravel_index(int(strongest.argmax()), strongest.shape)
+            layer, head = map(int, np.unravel_index(int(strongest.argmax()), strongest.shape))
             place = int(np.nanargmax(now[layer, head]))
-            where = f"head {head} of {sinks['layer'].values[layer]}"
+            where = f"head {head} of {sinks.coords['layer'][layer]}"
             yield Finding(
                 id="attention-sink",
                 severity="info",
@@ -99,8 +98,8 @@ class ExtremeTokens:
                 series="attention/value_norm",
             )
 
-    def _see_peak(self, peaks: xr.DataArray) -> Iterable[Finding]:
-        for step, now in zip(peaks["step"].values, peaks.values, strict=True):
+    def _see_peak(self, peaks: Piece) -> Iterable[Finding]:
+        for step, now in zip(peaks.steps, peaks.values, strict=True):
             if len(self._early) < self.early_looks:
                 self._early.append(now)
                 continue
@@ -109,7 +108,7 @@ class ExtremeTokens:
             since = self._streaks["peak"].fires(bool(is_peak.any()), int(step))
             if since is not None:
                 block = int(np.nanargmax(np.where(is_peak, now, -np.inf)))
-                name = str(peaks["block"].values[block])
+                name = str(peaks.coords["block"][block])
                 yield Finding(
                     id="residual-peak",
                     severity="warning",
@@ -165,17 +164,17 @@ def detect_extreme_tokens(record: Record, *, late: float = 0.25) -> ExtremeOnset
     >>> detect_extreme_tokens(dynascope.open("runs/mine")).order
     ('sink', 'drain', 'peak')
     """
-    score, drain, logit = (record[f"extreme/{name}"] for name in ("sink_score", "value_drain", "sink_logit"))
-    peaks = record["extreme/peak_median"]
-    layer, head = np.unravel_index(int(np.nanargmax(score.values[-1])), score.shape[1:])
+    score, drain, logit = (record.piece(f"extreme/{name}") for name in ("sink_score", "value_drain", "sink_logit"))
+    peaks = record.piece("extreme/peak_median")
+    layer, head = np.unravel_index(int(np.nanargmax(score.values[-1])), score.values.shape[1:])
     block = int(np.nanargmax(peaks.values[-1]))
-    steps = score["step"].values
+    steps = score.steps
     scores, drains, logits = (one.values[:, layer, head] for one in (score, drain, logit))
     ratio = peaks.values[:, block] / peaks.values[0, block]
     came = {
         "sink": onset(steps, scores > 0.5),
         "drain": onset(steps, drains < 0.5),
-        "peak": onset(peaks["step"].values, ratio > 1.25),
+        "peak": onset(peaks.steps, ratio > 1.25),
     }
     seen = [(step, name) for name, step in came.items() if step is not None]
     return ExtremeOnsets(

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float
 
 from dynascope.findings.history import History
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 TRAIN = "loss"
 VALIDATION = (
@@ -35,7 +34,7 @@ class _Gap:
         self._train = History(1_000)
         self._name: str | None = None
 
-    def pairs(self, new: Mapping[str, xr.DataArray]) -> Iterable[tuple[int, float, float]]:
+    def pairs(self, new: Mapping[str, Piece]) -> Iterable[tuple[int, float, float]]:
         """(step, training loss smoothed over 20 steps, validation loss) for each new validation loss."""
         if TRAIN in new:
             self._train.extend(new[TRAIN])
@@ -43,7 +42,7 @@ class _Gap:
         if self._name is None or self._name not in new or not len(self._train.values):
             return
         smooth = self._train.rolling_median(self.window)
-        for step, value in zip(new[self._name]["step"].values, new[self._name].values, strict=True):
+        for step, value in zip(new[self._name].steps, new[self._name].values, strict=True):
             before = np.flatnonzero(self._train.steps <= step)
             if before.size and np.isfinite(value):
                 level = smooth[before[-1]] if np.isfinite(smooth[before[-1]]) else self._train.values[before[-1]]
@@ -62,7 +61,7 @@ class Overfitting(_Gap):
         self._best_step = self._worse = 0
         self._has_told = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a run, at the step of the best validation loss."""
         for step, train, validation in self.pairs(new):
             if validation < self._best:
@@ -114,7 +113,7 @@ class DelayedGeneralization(_Gap):
         self._plateau: float | None = None
         self._has_generalised = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """Up to two findings a run: the gap opens, the gap closes."""
         for name, history in self._kernel.items():
             if name in new:

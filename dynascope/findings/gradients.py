@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import History, Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 
 class ExplodingGradients:
@@ -22,7 +21,7 @@ class ExplodingGradients:
         self._has_told_nan = False
         self._source: str | None = None
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """Growth or overflow among the new norms; norms before clipping are preferred, as clipping hides growth."""
         self._source = self._source or next(name for name in self.reads if name in new)
         if self._source not in new:
@@ -63,21 +62,21 @@ class VanishingGradients:
     def __init__(self) -> None:
         self._by_depth, self._at_all = Streak(self.looks), Streak(self.looks)
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """Vanishing with depth, and altogether."""
         norms = new.get("gradients/norm")
-        if norms is not None and norms.sizes["parameter"] >= 6:
-            third = norms.sizes["parameter"] // 3
+        if norms is not None and norms.values.shape[1] >= 6:
+            third = norms.values.shape[1] // 3
             early = np.nanmedian(_quiet(norms.values[:, :third]), axis=1)
             late = np.nanmedian(_quiet(norms.values[:, -third:]), axis=1)
-            for step, first, last in zip(norms["step"].values, early, late, strict=True):
+            for step, first, last in zip(norms.steps, early, late, strict=True):
                 since = self._by_depth.fires(bool(first < self.ratio * last), int(step))
                 if since is not None:
                     message = f"Early parameters get gradients of {first:.2g}, late ones of {last:.2g}."
                     yield self._finding(since, message, {"early": float(first), "late": float(last)}, "gradients/norm")
         total = new.get("gradients/total_norm")
         if total is not None:
-            for step, norm in zip(total["step"].values, total.values, strict=True):
+            for step, norm in zip(total.steps, total.values, strict=True):
                 since = self._at_all.fires(bool(norm < self.smallest), int(step))
                 if since is not None:
                     message = f"The whole gradient has a norm of {norm:.2g}: nothing is learnt."
@@ -107,18 +106,18 @@ class UpdateRatio:
         self._large, self._small = Streak(self.looks), Streak(self.looks)
         self._highest_lr = self._lr = 0.0
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """Ratios out of range, judged by the median over parameters; small ones only while the lr is near its peak."""
         rates = new.get("learning_rate")
         by_step = {}
         if rates is not None:
-            highest = np.nanmax(_quiet(rates.values), axis=1) if rates.sizes["group"] else np.zeros(rates.sizes["step"])
-            by_step = dict(zip(rates["step"].values.tolist(), highest.tolist(), strict=True))
+            highest = np.nanmax(_quiet(rates.values), axis=1) if rates.values.shape[1] else np.zeros(len(rates))
+            by_step = dict(zip(rates.steps.tolist(), highest.tolist(), strict=True))
         ratios = new.get("updates/ratio")
         if ratios is None:
             self._note_rates(by_step.values())
             return
-        for step, row in zip(ratios["step"].values, ratios.values, strict=True):
+        for step, row in zip(ratios.steps, ratios.values, strict=True):
             self._note_rates([rate for at, rate in by_step.items() if at <= step])
             by_step = {at: rate for at, rate in by_step.items() if at > step}
             row = row[np.isfinite(row)]
@@ -162,7 +161,7 @@ class DivergencePrecursor:
         self._streak = Streak(self.looks)
         self._source: str | None = None
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """The joint condition, at each look at the second moment."""
         self._source = self._source or next((name for name in self.reads[1:] if name in new), None)
         if self._source is not None and self._source in new:
@@ -171,7 +170,7 @@ class DivergencePrecursor:
         if stale is None or not len(self._norms.values):
             return
         usual = self._norms.rolling_median(self.window, lag=1)
-        for step, row in zip(stale["step"].values, stale.values, strict=True):
+        for step, row in zip(stale.steps, stale.values, strict=True):
             before = np.flatnonzero(self._norms.steps <= step)
             if not before.size or np.isnan(row).all():
                 continue
@@ -180,7 +179,7 @@ class DivergencePrecursor:
             place = int(np.nanargmax(row))
             since = self._streak.fires(has_grown and bool(row[place] > self.limit), int(step))
             if since is not None:
-                where = str(stale["parameter"].values[place])
+                where = str(stale.coords["parameter"][place])
                 yield Finding(
                     id="divergence-precursor",
                     severity="warning",

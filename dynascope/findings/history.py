@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from jaxtyping import Float, Int
+
+from dynascope.record import Piece
+
+_ROWS = 1 << 16
+"""Windows that are sorted at once."""
 
 
 class History:
@@ -22,19 +25,41 @@ class History:
         self.values: Float[np.ndarray, " kept"] = np.empty(0)
         self.count = 0
 
-    def extend(self, series: xr.DataArray) -> range:
+    def extend(self, series: Piece) -> range:
         """Append new measurements; what lies further back than `limit` before the first new one is forgotten."""
-        added = series.sizes["step"]
-        self.steps = np.concatenate([self.steps[-self._limit :], series["step"].values])
+        added = len(series)
+        self.steps = np.concatenate([self.steps[-self._limit :], series.steps])
         self.values = np.concatenate([self.values[-self._limit :], series.values.astype(np.float64)])
         self.count += added
         return range(len(self.values) - added, len(self.values))
 
     def rolling_median(self, window: int, lag: int = 0) -> Float[np.ndarray, " kept"]:
         """Median of the `window` finite values before each one (`lag=1` leaves the value itself out); NaN if too few."""
-        finite = pd.Series(np.where(np.isfinite(self.values), self.values, np.nan))
-        median = finite.rolling(window, min_periods=max(2, window // 2)).median().shift(lag)
-        return np.asarray(median, dtype=np.float64)
+        return trailing_median(self.values, window, lag)
+
+
+def trailing_median(values: Float[np.ndarray, " kept"], window: int, lag: int = 0) -> Float[np.ndarray, " kept"]:
+    """Median of the finite ones among `window` values, of which the last lies `lag` back; NaN where under half are finite.
+
+    >>> trailing_median(np.array([1.0, 9.0, 2.0, np.nan]), window=2)
+    array([nan, 5. , 5.5, nan])
+    """
+    if not len(values):
+        return values
+    finite = np.where(np.isfinite(values), values, np.nan)
+    known = np.concatenate([np.full(window - 1 + lag, np.nan), finite])[: window - 1 + len(finite)]
+    windows = np.lib.stride_tricks.sliding_window_view(known, window)
+    parts = [_median(windows[start : start + _ROWS]) for start in range(0, len(windows), _ROWS)]
+    return np.concatenate(parts)
+
+
+def _median(windows: Float[np.ndarray, "count window"]) -> Float[np.ndarray, " count"]:
+    rows = np.sort(windows, axis=1)  # what is not a number comes last
+    window = rows.shape[1]
+    count = window - np.isnan(rows).sum(1)
+    places = np.stack([np.maximum(count - 1, 0) // 2, count // 2], 1)
+    median = np.take_along_axis(rows, places, 1).mean(1)
+    return np.where(count >= max(2, window // 2), median, np.nan)
 
 
 class Aligned:
@@ -50,11 +75,11 @@ class Aligned:
         self._waiting: dict[str, dict[int, Any]] = {name: {} for name in names}
         self._limit = limit
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterator[tuple[int, list[Any]]]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterator[tuple[int, list[Any]]]:
         """(step, the value of each series), steps in order."""
         for name, waiting in self._waiting.items():
             if name in new:
-                waiting.update(zip(new[name]["step"].values.tolist(), new[name].values, strict=True))
+                waiting.update(zip(new[name].steps.tolist(), new[name].values, strict=True))
         whole = sorted(set.intersection(*map(set, self._waiting.values())))
         for step in whole:
             yield step, [waiting.pop(step) for waiting in self._waiting.values()]

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 
-from dynascope.findings.history import History
-from dynascope.record import Finding
+from dynascope.findings.history import History, trailing_median
+from dynascope.record import Finding, Piece
 
 # A robust z-score: 6 scaled median absolute deviations. Under Gaussian noise one step in 10^9 lies beyond (convention).
 SPIKE_DEVIATIONS = 6.0
@@ -28,7 +26,7 @@ class LossSpike:
         self._told = 0
         self._has_diverged = self._has_told_nan = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """Spikes among the new losses."""
         fresh = self._history.extend(new["loss"])
         values, steps = self._history.values, self._history.steps
@@ -36,8 +34,8 @@ class LossSpike:
             self._has_told_nan = True
             yield self._not_a_number(int(steps[bad[0]]), float(values[bad[0]]), self._last_finite(bad[0]))
         usual = self._history.rolling_median(self.window, lag=1)
-        spread = pd.Series(np.abs(values - usual)).rolling(self.window, min_periods=self.window // 2).median().shift(1)
-        limit = usual + np.maximum(SPIKE_DEVIATIONS * SCALED_MAD * spread.to_numpy(), 0.1 * np.abs(usual))
+        spread = trailing_median(np.abs(values - usual), self.window, lag=1)
+        limit = usual + np.maximum(SPIKE_DEVIATIONS * SCALED_MAD * spread, 0.1 * np.abs(usual))
         values = np.where(np.isfinite(values), values, np.nan)  # what is no number is told above
         above = values > limit
         # One loud batch is no spike: two losses in a row, or one that stands out twice as far.
@@ -121,7 +119,7 @@ class Plateau:
         self._best_step = 0
         self._has_told = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding when progress has stopped for long enough."""
         fresh = self._history.extend(new["loss"])
         smooth = self._history.rolling_median(self.window)

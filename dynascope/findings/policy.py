@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import Aligned, Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 UP, DOWN = "advantage/pushed_up", "advantage/pushed_down"
 MOVED = "policy/redistribution/moved"
@@ -28,7 +27,7 @@ class OneSidedAdvantages:
         self._aligned = Aligned(self.reads)
         self._streaks = {direction: Streak(self.looks) for direction in ("down", "up")}
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding a direction, at the first of the rollouts."""
         for step, (up, down) in self._aligned.feed(new):
             if not np.isfinite([up, down]).all() or up + down == 0:
@@ -67,9 +66,9 @@ class NeutralRatios:
     def __init__(self) -> None:
         self._streak = Streak(self.looks)
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding, at the first of the rollouts."""
-        for step, value in zip(new[MOVED]["step"].values.tolist(), new[MOVED].values.tolist(), strict=True):
+        for step, value in zip(new[MOVED].steps.tolist(), new[MOVED].values.tolist(), strict=True):
             since = self._streak.fires(value < self.rare, step)
             if since is not None:
                 yield Finding(

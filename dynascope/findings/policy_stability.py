@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 STABLE = "objective = objective.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))  # from dynascope.rl"
 
@@ -25,12 +24,12 @@ class _Above:
     def __init__(self) -> None:
         self._streak = Streak(self.looks)
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding, at the first of the looks that showed it."""
         (name,) = self.reads
         if name not in new:
             return
-        for step, value in zip(new[name]["step"].values.tolist(), new[name].values.tolist(), strict=True):
+        for step, value in zip(new[name].steps.tolist(), new[name].values.tolist(), strict=True):
             since = self._streak.fires(value > self.threshold, step)
             if since is not None:
                 yield Finding(

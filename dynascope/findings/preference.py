@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import Aligned, Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 CHOSEN, REJECTED, RATIO = "logps/chosen", "logps/rejected", "entanglement/norm_ratio"
 
@@ -41,9 +40,9 @@ class SynchronizedLogps:
         self._ratio = np.nan
         self._streaks = {direction: Streak(self.looks) for direction in REMEDIES}
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding a direction, at the first of the looks that showed it."""
-        ratios = dict(zip(new[RATIO]["step"].values, new[RATIO].values, strict=True)) if RATIO in new else {}
+        ratios = dict(zip(new[RATIO].steps, new[RATIO].values, strict=True)) if RATIO in new else {}
         for step, pair in self._aligned.feed(new):
             self._ratio = next((ratios[one] for one in sorted(ratios, reverse=True) if one <= step), self._ratio)
             if np.isfinite(pair).all():

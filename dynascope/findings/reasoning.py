@@ -4,10 +4,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import Aligned
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 _PASS, _COT = "reasoning/pass_at_k", "reasoning/cot_pass_at_k"
 _ANSWER, _CHAIN = "reasoning/answer_correct", "reasoning/chain_correct"
@@ -30,7 +29,7 @@ class GuessingDetector:
         self._count = 0
         self._has_told = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a run, at the K where the two rises are furthest apart."""
         for step, (answers, chains) in self._aligned.feed(new):
             now = np.stack([answers, chains])
@@ -48,7 +47,7 @@ class GuessingDetector:
                 continue
             self._has_told = True
             place = int(np.where(is_guessing, gain - gain_chains, -np.inf).argmax())
-            k = new[_PASS][new[_PASS].dims[-1]].values[place] if _PASS in new else place
+            k = list(new[_PASS].coords.values())[-1][place] if _PASS in new else place
             yield Finding(
                 id="guessing",
                 severity="warning",
@@ -85,7 +84,7 @@ class RewardSaturationDetector:
         self._recent: deque[tuple[float, float]] = deque(maxlen=self.window)
         self._has_told = False
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a run."""
         for step, (answer, chain) in self._aligned.feed(new):
             if not np.isfinite(chain):

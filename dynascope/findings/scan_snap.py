@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float
 
 from dynascope.findings.history import Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
+
+if TYPE_CHECKING:
+    import xarray
 
 Points = Float[np.ndarray, " points"]
 
@@ -62,7 +65,7 @@ class LogBins:
         return table[:, 1] / table[:, 0], table[:, 2] / table[:, 0]
 
 
-def detect_snap(series: xr.DataArray) -> SnapReport | None:
+def detect_snap(series: "xarray.DataArray") -> SnapReport | None:
     """Where a scalar series over `step` stopped moving in log step: the end of scanning. None if it did not.
 
     Fits two or three straight pieces that meet, in ln(1 + step): perhaps a wait, then the scan, then what comes after.
@@ -98,17 +101,17 @@ class AttentionSnap:
         self._streaks: dict[int, Streak] = {}
         self._loss = LogBins()
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a layer."""
         if "loss" in new:
-            for step, value in zip(new["loss"]["step"].values, new["loss"].values, strict=True):
+            for step, value in zip(new["loss"].steps, new["loss"].values, strict=True):
                 self._loss.add(int(step), float(value))
         entropy = new.get("scan/entropy")
         if entropy is None:
             return
-        is_alone = entropy.sizes["layer"] == entropy.sizes["head"] == 1
-        for step, now in zip(entropy["step"].values, entropy.values, strict=True):
-            for layer, name in enumerate(entropy["layer"].values):
+        is_alone = entropy.values[0].size == 1
+        for step, now in zip(entropy.steps, entropy.values, strict=True):
+            for layer, name in enumerate(entropy.coords["layer"]):
                 bins = self._entropy.setdefault(layer, LogBins())
                 known = now[layer][np.isfinite(now[layer])]
                 place = bins.place(int(step))

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import History, Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 
 class ThroughputLoss:
@@ -21,7 +20,7 @@ class ThroughputLoss:
         self._streak = Streak(self.window)
         self._best = np.inf
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """One finding a run."""
         fresh = self._history.extend(new["time/step"])
         usual = self._history.rolling_median(self.window)

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import xarray as xr
 
 from dynascope.findings.history import Aligned, Streak
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 LENGTH, TRUNCATED, STOPPED = "rollout/length", "rollout/truncated", "rollout/length_stopped"
 CORRECT, REWARD, FORMATTED = "rollout/correct", "rollout/reward", "rollout/formatted"
@@ -26,7 +25,7 @@ class _Courses:
         self._last: list[list[float]] = []
         self._streak = Streak(self.looks_in_a_row)
 
-    def looks(self, new: Mapping[str, xr.DataArray]) -> Iterable[tuple[int, dict[str, float], dict[str, float]]]:
+    def looks(self, new: Mapping[str, Piece]) -> Iterable[tuple[int, dict[str, float], dict[str, float]]]:
         """(step, medians of the first window, medians of the latest one) at each step at which all series were told.
 
         Nothing before the second window is full. What is not finite is left out of a median.
@@ -39,7 +38,7 @@ class _Courses:
             if len(self._last) == self.window:
                 yield step, _medians(self.reads, self._first), _medians(self.reads, self._last)
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding a run, at the first of the looks in a row that showed it."""
         for step, first, last in self.looks(new):
             since = self._streak.fires(self.holds(first, last), step)
@@ -173,7 +172,7 @@ class UnsuitableQuestions(_Courses):
         super().__init__()
         self._streaks = {kind: Streak(self.looks_in_a_row) for kind in ("too-hard", "too-easy")}
 
-    def feed(self, new: Mapping[str, xr.DataArray]) -> Iterable[Finding]:
+    def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding a run of each kind."""
         for step, _, last in self.looks(new):
             for kind, streak in self._streaks.items():

@@ -13,6 +13,7 @@ import numpy as np
 from dynascope.record.chunk import Chunk
 from dynascope.record.locking import is_held
 from dynascope.record.model import Event, Finding, RecordError, Series
+from dynascope.record.piece import Piece
 from dynascope.record.rank_file import RankFile
 from dynascope.record.run_file import read_run_file
 from dynascope.record.schema import lock_path
@@ -125,12 +126,26 @@ class Record:
         held = {file: found for file in self.files() if (found := file.find(name)) is not None}
         measured = {file: found for file, found in held.items() if found[2] is not None}
         by_rank = {
-            file.rank: _read(file, declared, shape, since, until)
+            file.rank: _labelled(declared, _read(file, declared, shape, since, until))
             for file, (_, declared, shape) in (measured or held).items()
         }
         if max_points is not None:
             by_rank = _thin(by_rank, max_points)
         return _joined(by_rank)
+
+    def piece(self, name: str, *, since: int | None = None) -> Piece:
+        """A series from step `since` on, in plain arrays: what detectors read.
+
+        What several ranks measured comes as one, the mean over those that have a value.
+        """
+        self.info(name)
+        held = [(file, found) for file in self.files() if (found := file.find(name)) is not None]
+        if len(held) == 1:
+            file, (_, declared, shape) = held[0]
+            return _read(file, declared, shape, since)
+        series = self.series(name, since=since)
+        with np.errstate(all="ignore"):
+            return Piece.of(series.mean("rank", skipna=True) if "rank" in series.dims else series)
 
     def __enter__(self) -> "Record":
         return self
@@ -145,10 +160,8 @@ class Record:
 
 
 def _read(
-    file: RankFile, series: Series, shape: tuple[int, ...] | None, since: int | None, until: int | None
-) -> "xarray.DataArray":
-    import xarray
-
+    file: RankFile, series: Series, shape: tuple[int, ...] | None, since: int | None, until: int | None = None
+) -> Piece:
     if shape is None:  # declared, and nothing measured yet
         shape = tuple(len(series.coords.get(dim, ())) for dim in series.dims)
     chunks = [chunk for _, chunk in file.chunks(series.name, since, until)]
@@ -159,10 +172,16 @@ def _read(
         None if until is None else int(np.searchsorted(whole.steps, until, side="right")),
     )
     labels = {dim: list(series.coords.get(dim, range(size))) for dim, size in zip(series.dims, shape, strict=True)}
+    return Piece(whole.steps[wanted], whole.values[wanted], labels)
+
+
+def _labelled(series: Series, piece: Piece) -> "xarray.DataArray":
+    import xarray
+
     return xarray.DataArray(
-        whole.values[wanted],
+        piece.values,
         dims=("step", *series.dims),
-        coords={"step": whole.steps[wanted], **labels},
+        coords={"step": piece.steps, **piece.coords},
         name=series.name,
         attrs={"unit": series.unit, "description": series.description},
     )

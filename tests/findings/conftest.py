@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from dynascope.findings import Detector
-from dynascope.record import Finding
+from dynascope.record import Finding, Piece
 
 DIMS = {
     "attention/entropy_normalized": ("layer", "head"),
@@ -36,12 +36,12 @@ def as_series(name: str, values: Sequence[float] | np.ndarray, every: int = 1) -
     return xr.DataArray(array, dims=dims, coords={"step": every * np.arange(len(array)), **coords}, name=name)
 
 
-def cut(series: Mapping[str, xr.DataArray], cuts: Iterable[int]) -> Iterable[dict[str, xr.DataArray]]:
+def cut(series: Mapping[str, xr.DataArray], cuts: Iterable[int]) -> Iterable[dict[str, Piece]]:
     """Pieces of all series between these steps, as a growing record gives them."""
     edges = [-1, *sorted(cuts), 10**9]
     for first, last in itertools.pairwise(edges):
-        pieces = {name: one[(one.step > first) & (one.step <= last)] for name, one in series.items()}
-        yield {name: piece for name, piece in pieces.items() if piece.sizes["step"]}
+        pieces = {name: Piece.of(one[(one.step > first) & (one.step <= last)]) for name, one in series.items()}
+        yield {name: piece for name, piece in pieces.items() if len(piece)}
 
 
 Told = Callable[..., list[Finding]]
