@@ -135,11 +135,10 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
     mass = torch.zeros(rows, num_heads, num_keys, device=device)
     num_late = torch.zeros(rows, num_heads, 1, device=device)
     for part in attention_blocks(call, block):
-        log_shares = part.log_shares()
-        shares = log_shares.exp()
-        weights = shares if part.kind == "softmax" else part.log_weights().exp()
-        row_entropy = -(shares * log_shares.clamp(min=-1e4)).sum(-1)
-        visible = torch.isfinite(part.logits).sum(-1)
+        weights = part.weights()
+        shares = weights if part.kind == "softmax" else part.shares()
+        row_entropy = -torch.linalg.vecdot(shares, part.log_shares().clamp(min=-1e4))
+        visible = part.num_visible
         attends = visible > 0 if part.kind == "softmax" else weights.sum(-1) > 0
         entropy += row_entropy.sum((0, 2))
         seen += attends.sum((0, 2))
@@ -149,7 +148,7 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
         choices += has_choice.sum((0, 2))
         largest = torch.maximum(largest, part.logits.amax((0, 2, 3)))
         is_late = late_queries(part, first[:, None])
-        mass += (weights * is_late.unsqueeze(-1)).sum(2)
+        mass += (is_late.float().unsqueeze(2) @ weights).squeeze(2)
         num_late += is_late.sum(2, keepdim=True)
     received = from_first(mass / num_late, first).nanmean(0)
     queries, keys = (part[:NORM_ROWS].float() for part in (call.query, call.key))
@@ -233,7 +232,7 @@ def late_queries(part: AttentionBlock, start: Int[Tensor, "rows starts"]) -> Boo
     `start` is a position for each query of the block, or one a row.
     """
     position = torch.arange(part.first_query, part.first_query + part.logits.shape[2], device=start.device)
-    return (position - start >= EARLY_QUERIES)[:, None] & torch.isfinite(part.logits).any(-1)
+    return (position - start >= EARLY_QUERIES)[:, None] & (part.num_visible > 0)
 
 
 def from_first(values: Float[Tensor, "rows heads keys"], first: Tensor | None) -> Float[Tensor, "rows heads positions"]:

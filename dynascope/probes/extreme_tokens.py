@@ -47,7 +47,7 @@ def find_sink(
     for part in attention_blocks(call, block):
         start = starts[:, part.first_query : part.first_query + part.logits.shape[2]]
         is_late = late_queries(part, start)
-        weights = part.log_weights().exp() * is_late.unsqueeze(-1)
+        weights = part.weights() * is_late.unsqueeze(-1)
         index = (start[..., None] + offsets).clamp(max=num_keys - 1)[:, None]
         early = early + weights.gather(3, index.expand(*weights.shape[:3], POSITIONS)).sum((0, 1, 2))
         number = number + is_late.sum()
@@ -120,9 +120,8 @@ def extreme_token_summary(
     column_mass, column_entr = torch.zeros(2, rows, num_heads, num_keys, device=device)
     seen_by = torch.zeros(rows, num_heads, num_keys, device=device)
     for part in attention_blocks(call, block):
-        weights, log_shares = part.log_weights().exp(), part.log_shares()
-        visible = torch.isfinite(part.logits)
-        num_visible = visible.sum(-1)
+        weights = part.weights()
+        visible, num_visible = part.visible, part.num_visible
         query_position = torch.arange(part.first_query, part.first_query + weights.shape[2], device=device)
         inside = slice(part.first_query, part.first_query + weights.shape[2])
         is_sink = (key_position == sink[:, inside, None])[:, None]
@@ -132,12 +131,12 @@ def extreme_token_summary(
         to_sink = (weights * is_sink).sum(-1)
         others = visible & ~is_sink & (key_position != query_position[:, None])
         num_others = others.sum(-1)
-        compares = counted & (num_others > 0) & (visible & is_sink).any(-1)
+        compares = counted & (num_others > 0) & ((visible & is_sink).sum(-1) > 0)
         at_sink = part.logits.masked_fill(~is_sink, 0.0).sum(-1)
         logit = at_sink - part.logits.masked_fill(~others, 0.0).sum(-1) / num_others.clamp(min=1)
         log_mean = part.logits.masked_fill(~others, float("-inf")).logsumexp(-1) - num_others.clamp(min=1).log()
         logit, against_lme = (torch.where(compares, one, 0.0) for one in (logit, at_sink - log_mean))
-        row_entropy = -(log_shares.exp() * log_shares.clamp(min=-1e4)).sum(-1)
+        row_entropy = -torch.linalg.vecdot(part.shares(), part.log_shares().clamp(min=-1e4))
         row_entropy = torch.where(num_visible > 1, row_entropy / num_visible.clamp(min=2).log(), 0.0)
         measured = (
             to_sink * counted,

@@ -60,12 +60,9 @@ def scan_snap(call: AttentionCall, stats: TokenStats, most: int = 64) -> dict[st
     """
     few, positions = sampled_queries(call, most)
     (part,) = attention_blocks(few, block=len(positions))
-    log_weights = part.log_weights()
-    weights = log_weights.exp()
-    visible = torch.isfinite(part.logits)
-    num_visible = visible.sum(-1)
+    weights, visible, num_visible = part.weights(), part.visible, part.num_visible
     counts = num_visible > 1
-    entropy = -(weights * log_weights.clamp(min=-1e4)).sum(-1) / num_visible.clamp(min=2).log()
+    entropy = -torch.linalg.vecdot(weights, part.log_weights().clamp(min=-1e4)) / num_visible.clamp(min=2).log()
     measured = {"scan/entropy": _mean(entropy, counts)}
     tokens = few.tokens
     if tokens is None or tokens.shape[1] != few.key.shape[2]:
@@ -96,10 +93,10 @@ def attention_on_tokens(call: AttentionCall, vocab: int) -> tuple[Float[Tensor, 
     received = torch.zeros(call.key.shape[0], call.key.shape[2], device=call.key.device)
     uniform = torch.zeros_like(received)
     for part in attention_blocks(call):
-        visible = torch.isfinite(part.logits)
+        visible = part.visible
         num_visible = visible.sum(-1, keepdim=True)
         counts = num_visible > 1
-        received += torch.where(counts, part.log_weights().exp(), 0.0).sum((1, 2))
+        received += torch.where(counts, part.weights(), 0.0).sum((1, 2))
         uniform += torch.where(counts, visible / num_visible, 0.0).sum((1, 2))
     empty = torch.zeros(vocab, device=call.key.device)
     flat = tokens.flatten()

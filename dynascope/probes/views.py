@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -170,14 +171,34 @@ class AttentionBlock:
     logits: Float[Tensor, "rows heads block keys"]
     kind: str = "softmax"
 
+    @cached_property
+    def visible(self) -> Bool[Tensor, "rows heads block keys"]:
+        """Which keys each query sees."""
+        return self.logits > float("-inf")
+
+    @cached_property
+    def num_visible(self) -> Int[Tensor, "rows heads block"]:
+        """How many they are."""
+        return self.visible.sum(-1)
+
+    def weights(self) -> Float[Tensor, "rows heads block keys"]:
+        """The attention weights; rows that see no key are all 0, never NaN."""
+        if self.kind == "softmax":
+            # Several times faster than exp of its logarithm, which is slow where keys are hidden.
+            return torch.softmax(self.logits, dim=-1).nan_to_num_(nan=0.0)
+        return self.log_weights().exp()
+
     def log_weights(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of the attention weights; rows that see no key are all -inf, never NaN."""
         if self.kind == "relu":
-            visible = torch.isfinite(self.logits).sum(-1, keepdim=True).clamp(min=1)
-            return (self.logits.clamp(min=0) / visible).log()
+            return (self.logits.clamp(min=0) / self.num_visible.unsqueeze(-1).clamp(min=1)).log()
         if self.kind == "sigmoid":
             return torch.nn.functional.logsigmoid(self.logits)
-        return torch.log_softmax(self.logits, dim=-1).nan_to_num(nan=float("-inf"))
+        return torch.log_softmax(self.logits, dim=-1).nan_to_num_(nan=float("-inf"))
+
+    def shares(self) -> Float[Tensor, "rows heads block keys"]:
+        """Each key's share of what its row attends; all 0 where the row attends to nothing."""
+        return self.weights() if self.kind == "softmax" else self.log_shares().exp()
 
     def log_shares(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of each key's share of what its row attends; all -inf where the row attends to nothing."""
@@ -193,7 +214,7 @@ def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[Attentio
     Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask.
 
     >>> for part in attention_blocks(call, block=64):
-    ...     part.log_weights().exp().sum(-1)  # ones
+    ...     part.weights().sum(-1)  # ones
     """
     num_heads, num_queries, num_keys = call.query.shape[1], call.query.shape[2], call.key.shape[2]
     groups = num_heads // call.key.shape[1]
@@ -201,14 +222,14 @@ def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[Attentio
     key_position = torch.arange(num_keys, device=key.device)
     for first in range(0, num_queries, block):
         last = min(first + block, num_queries)
-        logits = call.query[:, :, first:last].float() @ key * call.scale
+        logits = (call.query[:, :, first:last].float() * call.scale) @ key
         if call.is_causal:
             query_position = torch.arange(first, last, device=key.device)
-            logits = logits.masked_fill(key_position > query_position[:, None], float("-inf"))
+            hidden = key_position > query_position[:, None]
+            logits += torch.zeros_like(hidden, dtype=logits.dtype).masked_fill(hidden, float("-inf"))
         if call.mask is not None:
             part = call.mask if call.mask.shape[-2] == 1 else call.mask[..., first:last, :]
             hidden = ~part if part.dtype == torch.bool else part <= torch.finfo(part.dtype).min / 2
-            if part.dtype != torch.bool:
-                logits = logits + part.float()
-            logits = logits.masked_fill(hidden, float("-inf"))
+            bias = torch.zeros_like(part, dtype=logits.dtype) if part.dtype == torch.bool else part.float()
+            logits += bias.masked_fill(hidden, float("-inf"))
         yield AttentionBlock(first, logits, call.kind)
