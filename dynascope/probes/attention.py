@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.probes.probe import Need, Probe
+from dynascope.probes.spectra import eigenvalues
 from dynascope.probes.views import AttentionBlock, AttentionCall, attention_blocks
 from dynascope.record import Series
 
@@ -209,10 +210,12 @@ def _call(query: Tensor, key: Tensor, scale: float | None, is_causal: bool, mask
 def _product_norm(left: Float[Tensor, "*batch n d"], right: Float[Tensor, "*batch m d"]) -> Float[Tensor, "*batch"]:
     """Spectral norm of left rightᵀ from its d × d Gram matrices: σ² is the top eigenvalue of (LᵀL)(RᵀR)."""
     # With C Cᵀ = LᵀL the product is similar to the symmetric Cᵀ(RᵀR)C; C from eigenvectors also serves singular Grams.
-    values, vectors = torch.linalg.eigh(left.transpose(-2, -1) @ left)
+    gram = left.transpose(-2, -1) @ left
+    values, vectors = torch.linalg.eigh(gram.nan_to_num(0.0, 0.0, 0.0))
     half = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    inner = half.transpose(-2, -1) @ (right.transpose(-2, -1) @ right) @ half
-    top: Tensor = torch.linalg.eigvalsh(inner)[..., -1]
+    # What is not finite in the first Gram comes back with its diagonal.
+    inner = half.transpose(-2, -1) @ (right.transpose(-2, -1) @ right) @ half + 0 * gram
+    top: Tensor = eigenvalues(inner)[..., -1]
     return top.clamp(min=0).sqrt()
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynascope.probes.activations import rms
 from dynascope.probes.probe import Need, Probe
+from dynascope.probes.spectra import eigenvalues
 from dynascope.probes.views import ModuleOutput
 from dynascope.record import Series
 
@@ -25,7 +26,7 @@ def effective_rank(matrix: Float[Tensor, "positions features"]) -> Float[Tensor,
     """
     matrix = matrix.float()
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    singular = eigenvalues(gram).clamp(min=0).sqrt()
     share = singular / singular.sum()
     rank: Tensor = torch.special.entr(share).sum().exp()
     return rank

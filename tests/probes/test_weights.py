@@ -11,7 +11,7 @@ def view_of(**parameters: torch.Tensor) -> StepView:
 
 
 def test_spectral_norm_of_a_diagonal_matrix() -> None:
-    norms, _ = spectral_norms(torch.diag(torch.tensor([3.0, 1.0]))[None], torch.ones(1, 2), iterations=20)
+    norms, _ = spectral_norms(torch.diag(torch.tensor([3.0, 1.0]))[None], torch.ones(1, 2, 1), iterations=20)
     torch.testing.assert_close(norms, torch.tensor([3.0]))
 
 
@@ -29,8 +29,15 @@ def test_first_look_is_right_within_one_percent_and_later_ones_follow() -> None:
 
 def test_power_iteration_never_exceeds_the_true_norm() -> None:
     matrices = torch.randn(5, 20, 30)
-    norms, _ = spectral_norms(matrices, torch.randn(5, 30), iterations=1)
+    norms, _ = spectral_norms(matrices, torch.randn(5, 30, 3), iterations=1)
     assert (norms <= torch.linalg.matrix_norm(matrices, ord=2) + 1e-5).all()
+
+
+def test_one_product_with_every_direction_is_exact() -> None:
+    matrices = torch.randn(5, 20, 8)
+    norms, right = spectral_norms(matrices, torch.randn(5, 8, 8), iterations=0)
+    torch.testing.assert_close(norms, torch.linalg.matrix_norm(matrices, ord=2))
+    torch.testing.assert_close(right.transpose(1, 2) @ right, torch.eye(8).expand(5, 8, 8), atol=1e-5, rtol=0)
 
 
 def test_only_matrices_are_measured_and_a_convolution_is_one() -> None:
