@@ -261,8 +261,8 @@ def _line_spec(info: Series, names: tuple[str, ...], data: dict[str, Rows], num_
     if len({row["step"] for row in data["lines"]}) <= 30:
         layers.append(base.mark_point(size=22, filled=True).encode(x=x, y=y, color=colour, tooltip=tooltip))
     broken = alt.Chart(alt.NamedData("broken")).mark_text(text="✕", color=NOT_FINITE, fontSize=13, fontWeight="bold")
-    layers.append(broken.encode(x=x, y=alt.value(16), tooltip=_told("text:N", "step:Q", "line:N")))
-    return _finished(alt.layer(*layers, *_finding_layers(x)).properties(width=WIDTH, height=HEIGHT))
+    layers.append(broken.encode(x=x, y=alt.YValue(16), tooltip=_told("text:N", "step:Q", "line:N")))
+    return _finished(alt.layer(*layers, *_finding_layers(x), width=WIDTH, height=HEIGHT))
 
 
 def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def _heat_spec(info: Series, data: dict[str, Rows]) -> dict[str, Any]:
             *_finding_layers(x),
         ]
         heading = {"title": alt.Title(panel, fontSize=11, fontWeight="normal")} if panel else {}
-        drawn.append(alt.layer(*layers).properties(width=width, height=height, **heading))
+        drawn.append(alt.layer(*layers, width=width, height=height, **heading))
     return _finished(drawn[0] if len(drawn) == 1 else alt.concat(*drawn, columns=num_columns))
 
 
@@ -310,15 +310,15 @@ def _finding_layers(x: alt.X) -> list[alt.Chart]:
     severity = alt.Color("colour:N", scale=None)
     base = alt.Chart(alt.NamedData("findings")).encode(x=x, tooltip=_told("text:N", "step:Q"))
     rule = base.mark_rule(strokeDash=[4, 3], strokeWidth=1.2).encode(color=severity)
-    flag = base.mark_point(shape="circle", size=150, filled=True, opacity=1).encode(y=alt.value(0), color=severity)
+    flag = base.mark_point(shape="circle", size=150, filled=True, opacity=1).encode(y=alt.YValue(0), color=severity)
     number = base.mark_text(fontSize=9, fontWeight="bold", color="#14171a", dy=0.5).encode(
-        y=alt.value(0), text=alt.Text("number:N")
+        y=alt.YValue(0), text=alt.Text("number:N")
     )
     return [rule, flag, number]
 
 
 def _told(*fields: str) -> list[alt.Tooltip]:
-    # Altair takes strings too, and then spends most of its time on finding out what they are.
+    # Altair takes strings and `alt.value` too, and then spends most of its time on finding out what they are.
     return [alt.Tooltip(field) for field in fields]
 
 

@@ -4,8 +4,11 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import string
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -211,12 +214,12 @@ def policy(*scripts: str, connect: bool = False) -> str:
 @cache
 def vega() -> str:
     """The chart renderer's own code (Vega, Vega-Lite and Vega-Embed), for a page that works offline."""
-    import vl_convert
-
+    # Bundling takes a second and holds the interpreter's lock, under which the live page could answer nobody.
+    command = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;'))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
+    bundled = subprocess.run([sys.executable, "-c", command], capture_output=True, env=environment, check=True)
     # A script's end inside its text would end it for the browser too.
-    return re.sub(
-        r"</(?=script)", r"<\\/", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), flags=re.IGNORECASE
-    )
+    return re.sub(r"</(?=script)", r"<\\/", bundled.stdout.decode(), flags=re.IGNORECASE)
 
 
 @cache
