@@ -5,6 +5,8 @@ every token. `LayerDecoder` does the arithmetic of the Llama family on memory la
 """
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,11 +24,14 @@ _BLOCK = 256
 class Decoder:
     """Every model of Hugging Face's interface that has a key-value cache. Prompts run through it here, once each.
 
-    `logits` (N, vocabulary) predict the first token of each of N = prompts x `num_samples` completions.
+    `logits` (N, vocabulary) predict the first token of each of N = prompts x `num_samples` completions. `num_tokens` is how
+    many may follow.
 
-    >>> decoder = Decoder(model, prompts, None, num_samples=8)
+    >>> decoder = Decoder(model, prompts, None, num_samples=8, num_tokens=32)
     >>> logits = decoder.step(decoder.logits.argmax(-1, keepdim=True))
     """
+
+    logits: Float[Tensor, "N vocabulary"]
 
     def __init__(
         self,
@@ -34,17 +39,19 @@ class Decoder:
         prompts: Int[Tensor, "prompts P"],
         prompt_mask: Bool[Tensor, "prompts P"] | None,
         num_samples: int,
+        num_tokens: int,
     ) -> None:
-        self.model = model
-        output = model(**with_positions(prompts, prompt_mask), use_cache=True, **last_logits(model, 1))
-        self.logits: Tensor = output.logits[:, -1].repeat_interleave(num_samples, 0)
+        self.model, self.num_samples, self.num_tokens = model, num_samples, num_tokens
         self.seen = None if prompt_mask is None else prompt_mask.repeat_interleave(num_samples, 0)
-        self._keep(output.past_key_values, prompts.shape[1], num_samples)
+        self.logits = self._begin(prompts, prompt_mask).repeat_interleave(num_samples, 0)
 
-    def _keep(self, cache: Any, length: int, num_samples: int) -> None:
-        if num_samples > 1:
-            cache.batch_repeat_interleave(num_samples)
-        self.cache = cache
+    def _begin(self, prompts: Tensor, prompt_mask: Tensor | None) -> Tensor:
+        output = self.model(**with_positions(prompts, prompt_mask), use_cache=True, **last_logits(self.model, 1))
+        self.cache = output.past_key_values
+        if self.num_samples > 1:
+            self.cache.batch_repeat_interleave(self.num_samples)
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
     def step(self, tokens: Int[Tensor, "N 1"]) -> Float[Tensor, "N vocabulary"]:
         """The logits behind one more token of every completion."""
@@ -62,61 +69,94 @@ class LayerDecoder(Decoder):
     For models that `is_layered` knows; embeddings and unembedding are called as modules, so that hooks there are heard.
     """
 
-    def _keep(self, cache: Any, length: int, num_samples: int) -> None:
-        self.length = length
-        self.keys = [_roomy(layer.keys, num_samples) for layer in cache.layers]
-        self.values = [_roomy(layer.values, num_samples) for layer in cache.layers]
-        self.padding = 0 if self.seen is None else (~self.seen).sum(1)
-        self._lay_out()
+    def _begin(self, prompts: Tensor, prompt_mask: Tensor | None) -> Tensor:
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self.length = prompts.shape[1]
+        self.padding = torch.zeros(1, dtype=torch.long, device=prompts.device)
+        mask, places = None, torch.arange(self.length, device=prompts.device)
+        self._reach(self.length)
+        if prompt_mask is not None:
+            padding = (~prompt_mask).sum(1)
+            self.padding = padding.repeat_interleave(self.num_samples)
+            # Padding sees itself, for a row that saw nothing would be NaN.
+            sees = (places[:, None] >= places) & prompt_mask[:, None] | (places[:, None] == places)
+            mask, places = sees[:, None], (places - padding[:, None]).clamp(min=0)
 
-    def _lay_out(self) -> None:
-        """What else goes with the memory: rotary angles, and which of its places may be attended to."""
-        size, body = self.keys[0].shape[2], self._body
-        places = torch.arange(size, device=self.logits.device)[None]
-        self.cos, self.sin = (one[0] for one in body.rotary_emb(body.embed_tokens.weight[:1, None], places))
-        if self.seen is not None:
-            self.seen = F.pad(self.seen, (0, size - self.seen.shape[1]), value=True)
+        def remember(number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            self.memory.append((key, value))
+            return key, value
 
-    @property
-    def _body(self) -> Any:
-        return self.model.model
+        logits = self._through(prompts, places, mask, remember)
+        self._make_room(min(self.num_tokens, _BLOCK), self.num_samples)
+        return logits
 
     def step(self, tokens: Int[Tensor, "N 1"]) -> Float[Tensor, "N vocabulary"]:
         """See `Decoder`."""
-        body, place = self._body, self.length
-        if place == self.keys[0].shape[2]:
-            self.keys, self.values = ([_roomy(one) for one in memory] for memory in (self.keys, self.values))
-            self._lay_out()
-        cos, sin = (one[place - self.padding].unsqueeze(-2) for one in (self.cos, self.sin))
-        mask = None if self.seen is None else self.seen[:, None, None, : place + 1]
-        hidden = body.embed_tokens(tokens)[:, 0]
-        for layer, keys, values in zip(body.layers, self.keys, self.values, strict=True):
+        place = self.length
+        if place == self.memory[0][0].shape[2]:
+            self._make_room(_BLOCK)
+        self.length += 1
+        places = (place - self.padding)[:, None]
+        mask = None if self.seen is None else self.seen[:, None, None, : self.length]
+
+        def remember(number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = self.memory[number]
+            keys[:, :, place : place + 1], values[:, :, place : place + 1] = key, value
+            return keys[:, :, : place + 1], values[:, :, : place + 1]
+
+        return self._through(tokens, places, mask, remember)
+
+    def _through(
+        self,
+        tokens: Tensor,
+        places: Tensor,
+        mask: Tensor | None,
+        remember: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """The last token's logits; `remember` is told a layer's new keys and values and answers with all of them."""
+        body: Any = self.model.model
+        cos, sin = (one[places].unsqueeze(-2) for one in self.angles)
+        hidden = body.embed_tokens(tokens).flatten(0, 1)
+        for number, layer in enumerate(body.layers):
             attention, mlp = layer.self_attn, layer.mlp
             normed = _norm(layer.input_layernorm, hidden)
             query, key, value = (
-                _project(one, normed).unflatten(-1, (-1, attention.head_dim))
+                _project(one, normed).unflatten(0, tokens.shape).unflatten(-1, (-1, attention.head_dim))
                 for one in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if hasattr(attention, "q_norm"):
                 query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-            num_heads, num_kept = query.shape[1], key.shape[1]
-            query, key = _rotate(torch.cat([query, key], 1), cos, sin).split([num_heads, num_kept], 1)
-            keys[:, :, place], values[:, :, place] = key, value
-            seen = F.scaled_dot_product_attention(
-                query[:, :, None],
-                keys[:, :, : place + 1],
-                values[:, :, : place + 1],
-                attn_mask=mask,
+            heads = [query.shape[2], key.shape[2]]
+            query, key = _rotate(torch.cat([query, key], 2), cos, sin).transpose(1, 2).split(heads, 1)
+            keys, values = remember(number, key, value.transpose(1, 2))
+            read = F.scaled_dot_product_attention(
+                query,
+                keys,
+                values,
+                mask,
+                is_causal=mask is None and tokens.shape[1] > 1,
                 scale=attention.scaling,
-                enable_gqa=num_heads != num_kept,
+                enable_gqa=heads[0] != heads[1],
             )
-            hidden = hidden + _project(attention.o_proj, seen.flatten(1))
+            hidden = hidden + _project(attention.o_proj, read.transpose(1, 2).flatten(2).flatten(0, 1))
             normed = _norm(layer.post_attention_layernorm, hidden)
             inner = mlp.act_fn(_project(mlp.gate_proj, normed)) * _project(mlp.up_proj, normed)
             hidden = hidden + _project(mlp.down_proj, inner)
-        self.length += 1
-        logits: Tensor = self.model.lm_head(_norm(body.norm, hidden)[:, None])  # type: ignore[operator]
+        last = _norm(body.norm, hidden.unflatten(0, tokens.shape)[:, -1:])
+        logits: Tensor = self.model.lm_head(last)  # type: ignore[operator]
         return logits[:, -1]
+
+    def _make_room(self, room: int, num_samples: int = 1) -> None:
+        """Memory for more tokens, and what goes with it: rotary angles, and which of its places may be attended to."""
+        self.memory = [(_roomy(key, room, num_samples), _roomy(value, room, num_samples)) for key, value in self.memory]
+        self._reach(self.length + room)
+        if self.seen is not None:
+            self.seen = F.pad(self.seen, (0, room), value=True)
+
+    def _reach(self, size: int) -> None:
+        body: Any = self.model.model
+        like = body.embed_tokens.weight[:1, None]
+        self.angles = [one[0] for one in body.rotary_emb(like, torch.arange(size, device=like.device)[None])]
 
 
 def open_decoder(
@@ -124,13 +164,14 @@ def open_decoder(
     prompts: Int[Tensor, "prompts P"],
     prompt_mask: Bool[Tensor, "prompts P"] | None,
     num_samples: int,
+    num_tokens: int,
 ) -> Decoder:
     """The quickest decoder that knows the model.
 
-    >>> decoder = open_decoder(model, prompts, None, num_samples=8)
+    >>> decoder = open_decoder(model, prompts, None, num_samples=8, num_tokens=32)
     """
     kind = LayerDecoder if is_layered(model) else Decoder
-    return kind(model, prompts, prompt_mask, num_samples)
+    return kind(model, prompts, prompt_mask, num_samples, num_tokens)
 
 
 def is_layered(model: nn.Module) -> bool:
@@ -174,15 +215,23 @@ def last_logits(model: nn.Module, count: int) -> dict[str, int]:
 
     >>> model(tokens, **last_logits(model, 1))
     """
-    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    # A bound method would keep its model alive in the cache.
+    forward = getattr(model.forward, "__func__", None)
+    known = inspect.signature(model.forward).parameters if forward is None else _arguments(forward)
+    return {"logits_to_keep": count} if "logits_to_keep" in known else {}
 
 
-def _roomy(memory: Tensor, num_samples: int = 1) -> Tensor:
+@cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _roomy(memory: Tensor, room: int, num_samples: int) -> Tensor:
     """Memory (N, heads, T, width) with room for more tokens, its rows repeated."""
     num, num_heads, length, width = memory.shape
-    room = memory.new_empty(num * num_samples, num_heads, length + _BLOCK, width)
-    room[:, :, :length] = memory.repeat_interleave(num_samples, 0)
-    return room
+    roomy = memory.new_empty(num * num_samples, num_heads, length + room, width)
+    roomy.view(num, num_samples, num_heads, length + room, width)[..., :length, :] = memory[:, None]
+    return roomy
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def sample(
     head: Any = model.get_output_embeddings() if keeps_hidden else None  # type: ignore[operator]
     hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0][:, -1])) if keeps_hidden else None
     try:
-        decoder = open_decoder(model, prompts, prompt_mask, num_samples)
+        decoder = open_decoder(model, prompts, prompt_mask, num_samples, max_new_tokens)
         logits = decoder.logits
         history = prompts.repeat_interleave(num_samples, 0)
 
@@ -231,7 +231,7 @@ def score(
     if "logits" in also:
         told["logits"] = logits
     if wants_hidden:
-        told |= {"hidden": caught[0][:, -width - 1 : -1], "unembedding": head.weight}
+        told |= {"hidden": caught[0][:, -width:], "unembedding": head.weight}
     return told
 
 
@@ -247,7 +247,8 @@ def completion_logits(
     """
     width = completions.shape[1]
     is_padded = not bool(prompt_mask.all()) if prompts.device.type == "cpu" else True
-    seen = torch.cat([prompt_mask, torch.ones_like(completions).bool()], 1) if is_padded else None
-    inputs = with_positions(torch.cat([prompts, completions], 1), seen)
-    logits: Tensor = model(**inputs, use_cache=False, **last_logits(model, width + 1)).logits
-    return logits[:, -width - 1 : -1]
+    before = completions[:, :-1]  # nothing is asked of the last token
+    seen = torch.cat([prompt_mask, torch.ones_like(before).bool()], 1) if is_padded else None
+    inputs = with_positions(torch.cat([prompts, before], 1), seen)
+    logits: Tensor = model(**inputs, use_cache=False, **last_logits(model, width)).logits
+    return logits[:, logits.shape[1] - width :]

@@ -62,7 +62,7 @@ def test_each_step_says_what_the_whole_sequence_says(
     monkeypatch.setattr(decoding, "_BLOCK", 3)  # memory has to grow twice
     model = made(family)
     prompts, mask = prompts_of(is_padded)
-    decoder = kind(model, prompts, mask, 2)
+    decoder = kind(model, prompts, mask, 2, 8)
     tokens = prompts.repeat_interleave(2, 0)
     seen = None if mask is None else mask.repeat_interleave(2, 0)
     logits = decoder.logits
@@ -85,10 +85,10 @@ def test_the_few_row_product_is_the_linear_layer() -> None:
 def test_half_precision_stays_within_its_rounding() -> None:
     model = made("Llama").bfloat16()
     prompts, mask = prompts_of(True)
-    decoder = open_decoder(model, prompts, mask, 1)
+    decoder = open_decoder(model, prompts, mask, 1, 2)
     token = torch.tensor([[1], [2], [3]])
     assert isinstance(decoder, LayerDecoder)
-    expected = Decoder(model, prompts, mask, 1).step(token)
+    expected = Decoder(model, prompts, mask, 1, 2).step(token)
     torch.testing.assert_close(decoder.step(token), expected, atol=0.1, rtol=0.05)
 
 
@@ -137,7 +137,7 @@ def test_a_model_that_something_was_put_into_is_left_to_its_own_forward(make: An
     model = make().eval()
     assert not is_layered(model)
     prompts, _ = prompts_of(False)
-    decoder = open_decoder(model, prompts, None, 2)
+    decoder = open_decoder(model, prompts, None, 2, 4)
     token = torch.full((6, 1), 4)
     with torch.no_grad():
         expected = model(torch.cat([prompts.repeat_interleave(2, 0), token], 1)).logits[:, -1]
