@@ -62,6 +62,11 @@ class Decoder:
         logits: Tensor = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
         return logits[:, -1]
 
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Go on with some of the completions, by numbers among those that are left."""
+        self.cache.batch_select_indices(rows)
+        self.seen = None if self.seen is None else self.seen[rows]
+
 
 class LayerDecoder(Decoder):
     """The Llama family (Llama, Mistral, Qwen2, Qwen3), layer by layer: the same logits up to rounding, in less time.
@@ -105,6 +110,12 @@ class LayerDecoder(Decoder):
             return keys[:, :, : place + 1], values[:, :, : place + 1]
 
         return self._through(tokens, places, mask, remember)
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """See `Decoder`."""
+        self.memory = [(key[rows], value[rows]) for key, value in self.memory]
+        if self.seen is not None:
+            self.seen, self.padding = self.seen[rows], self.padding[rows]
 
     def _through(
         self,

@@ -3,7 +3,7 @@
 Works with every causal language model of Hugging Face's interface that has a key-value cache.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -118,10 +118,11 @@ def sample(
 ) -> Rollout:
     """`num_samples` completions of every prompt, each until its stop token or `max_new_tokens`.
 
-    A prompt runs through the model once, whatever the number of its samples. Temperature 0 takes the likeliest token,
-    with log-probabilities at temperature 1. `process(tokens so far, logits)` has the signature of Hugging Face's logits
-    processors and changes what is drawn from, after the temperature. Draws come from `generator` alone; the model's
-    mode is put back. `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to whoever needs it.
+    A prompt runs through the model once, whatever the number of its samples, and completions that have ended are left out
+    of the work as soon as they are half of it. Temperature 0 takes the likeliest token, with log-probabilities at
+    temperature 1. `process(tokens so far, logits)` has the signature of Hugging Face's logits processors, sees the
+    completions that are still worked on, and changes what is drawn from, after the temperature. Draws come from `generator`
+    alone; the model's mode is put back. `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to whoever needs it.
 
     Raises ValueError for no samples, no tokens, or a negative temperature.
 
@@ -131,7 +132,10 @@ def sample(
         raise ValueError(f"num_samples={num_samples} and max_new_tokens={max_new_tokens}: both must be at least 1")
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must not be negative")
-    num = len(prompts) * num_samples
+    num, device = len(prompts) * num_samples, prompts.device
+    # Of the completions that are still decoded: which they are, and whether they go on.
+    rows, is_alive = torch.arange(num, device=device), torch.ones(num, dtype=torch.bool, device=device)
+    stretches: list[tuple[Tensor, list[tuple[Tensor, ...]]]] = [(rows, [])]
     was_training = model.training
     model.eval()
     caught: list[Tensor] = []
@@ -140,10 +144,9 @@ def sample(
     try:
         decoder = open_decoder(model, prompts, prompt_mask, num_samples, max_new_tokens)
         logits = decoder.logits
+        if keeps_hidden:
+            caught[0] = caught[0].repeat_interleave(num_samples, 0)
         history = prompts.repeat_interleave(num_samples, 0)
-
-        drawn, behaviour, sampling, alive = [], [], [], []
-        is_alive = torch.ones(num, dtype=torch.bool, device=prompts.device)
         for place in range(max_new_tokens):
             log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
             # The very same tensor where nothing is changed, so that the two records agree to the bit.
@@ -153,42 +156,60 @@ def sample(
                 if temperature == 0
                 else torch.multinomial(draw_from.exp(), 1, generator=generator)
             )
-            behaviour.append(log_probs.gather(1, token))
-            sampling.append(behaviour[-1] if process is None else draw_from.gather(1, token))
-            drawn.append(token.masked_fill(~is_alive[:, None], pad_token))
-            alive.append(is_alive)
+            drawn = token.masked_fill(~is_alive[:, None], pad_token)
+            behaviour = log_probs.gather(1, token)[:, 0]
+            sampling = behaviour if process is None else draw_from.gather(1, token)[:, 0]
+            stretches[-1][1].append((drawn[:, 0], is_alive, behaviour, sampling, *caught))
+            caught.clear()
             is_alive = is_alive & (token[:, 0] != stop_token)
-            # On an accelerator the question waits for the device, so it is asked seldom there.
-            asks = prompts.device.type == "cpu" or place % 16 == 15
-            if place + 1 == max_new_tokens or (asks and not bool(is_alive.any())):
+            if place + 1 == max_new_tokens:
                 break
             if process is not None:
-                history = torch.cat([history, drawn[-1]], 1)
-            logits = decoder.step(drawn[-1])
+                history = torch.cat([history, drawn], 1)
+            # On an accelerator the question waits for the device, so it is asked seldom there.
+            if device.type == "cpu" or place % 16 == 15:
+                num_alive = int(is_alive.sum())
+                if not num_alive:
+                    break
+                # What is kept of the half that has ended is not copied more often than it was made.
+                if num_alive <= len(rows) // 2:
+                    going = is_alive.nonzero().flatten()
+                    decoder.keep(going)
+                    rows, drawn, history, is_alive = rows[going], drawn[going], history[going], is_alive[going]
+                    stretches.append((rows, []))
+            logits = decoder.step(drawn)
     finally:
         model.train(was_training)
         if hook is not None:
             hook.remove()
-    if keeps_hidden:
-        caught[0] = caught[0].repeat_interleave(num_samples, 0)
 
-    mask = torch.stack(alive, 1)
+    mask = _side_by_side(stretches, 1, num)
     width = int(mask.any(0).sum())
-    mask = mask[:, :width]
     return Rollout.of_prompts(
         prompts,
         prompt_mask,
         num_samples,
-        tokens=torch.cat(drawn, 1)[:, :width],
-        mask=mask,
-        behaviour_log_probs=torch.cat(behaviour, 1)[:, :width],
-        sampling_log_probs=torch.cat(sampling, 1)[:, :width],
-        is_truncated=is_alive,
+        tokens=_side_by_side(stretches, 0, num, pad_token)[:, :width],
+        mask=mask[:, :width],
+        behaviour_log_probs=_side_by_side(stretches, 2, num)[:, :width],
+        sampling_log_probs=_side_by_side(stretches, 3, num)[:, :width],
+        is_truncated=torch.zeros_like(mask[:, 0]).index_copy(0, rows, is_alive),
         max_length=max_new_tokens,
         temperature=temperature,
         weights_version=weights_version,
-        hidden=torch.stack(caught[:width], 1) if keeps_hidden else None,
+        hidden=_side_by_side(stretches, 4, num)[:, :width] if keeps_hidden else None,
     )
+
+
+def _side_by_side(
+    stretches: Sequence[tuple[Tensor, Sequence[tuple[Tensor, ...]]]], which: int, num: int, fill: int = 0
+) -> Tensor:
+    """What was told of each place for some rows, as columns of all rows."""
+    columns = []
+    for rows, told in stretches:
+        values = torch.stack([one[which] for one in told], 1)
+        columns.append(values.new_full((num, *values.shape[1:]), fill).index_copy(0, rows, values))
+    return torch.cat(columns, 1)
 
 
 def score(

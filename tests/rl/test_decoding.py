@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 from dynascope.rl import decoding
 from dynascope.rl.decoding import Decoder, LayerDecoder, is_layered, open_decoder, with_positions
-from dynascope.rl.rollout import sample
+from dynascope.rl.rollout import sample, score
 
 transformers = pytest.importorskip("transformers")
 FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3"]
@@ -155,3 +155,36 @@ def test_hooks_of_the_unembedding_are_heard_and_hidden_states_kept() -> None:
     assert kept.hidden.shape == (24, 12, 32)
     logits = model.lm_head(kept.hidden).log_softmax(-1).gather(2, kept.tokens[..., None])[..., 0]
     torch.testing.assert_close(logits, kept.behaviour_log_probs, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("kind", [Decoder, LayerDecoder])
+def test_some_completions_go_on_as_they_would_among_all(kind: type[Decoder], is_padded: bool) -> None:
+    model = made("Qwen3")
+    prompts, mask = prompts_of(is_padded)
+    every, some = (kind(model, prompts, mask, 2, 8) for _ in range(2))
+    first, second = (torch.arange(6)[:, None] * 3 + place for place in (1, 2))
+    every.step(first), some.step(first)
+    kept = torch.tensor([0, 3, 4])
+    some.keep(kept)
+    for drawn in (second, first):
+        torch.testing.assert_close(some.step(drawn[kept]), every.step(drawn)[kept], atol=2e-5, rtol=1e-4)
+
+
+def test_completions_that_end_early_are_left_out_of_decoding_and_back_in_their_places() -> None:
+    model = made("Llama")
+    decoded: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
+    prompts, mask = prompts_of(True)
+    settings = {"num_samples": 20, "max_new_tokens": 20, "stop_token": 3}
+    drawn = sample(model, prompts, mask, **settings, keeps_hidden=True, generator=torch.Generator().manual_seed(1))
+    assert decoded[:2] == [3, 60]
+    assert decoded[-1] <= 30
+    assert drawn.hidden is not None
+    said = model.lm_head(drawn.hidden).log_softmax(-1).gather(2, drawn.tokens[..., None])[..., 0]
+    for told in (said, score(model, drawn)["log_probs"]):
+        torch.testing.assert_close(told[drawn.mask], drawn.behaviour_log_probs[drawn.mask], atol=1e-4, rtol=1e-4)
+    ends = (drawn.tokens == 3) & drawn.mask
+    assert torch.equal(ends.any(1), ~drawn.is_truncated)
+    assert not drawn.tokens[~drawn.mask].any()
