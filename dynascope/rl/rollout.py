@@ -122,7 +122,8 @@ def sample(
     of the work as soon as they are half of it. Temperature 0 takes the likeliest token, with log-probabilities at
     temperature 1. `process(tokens so far, logits)` has the signature of Hugging Face's logits processors, sees the
     completions that are still worked on, and changes what is drawn from, after the temperature. Draws come from `generator`
-    alone; the model's mode is put back. `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to whoever needs it.
+    alone; the model's mode is put back. `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to
+    whoever needs it.
 
     Raises ValueError for no samples, no tokens, or a negative temperature.
 
