@@ -71,6 +71,28 @@ def stationary_law(transitions: Float[Tensor, "tokens tokens"]) -> Float[Tensor,
     return law.clamp(min=0) / law.clamp(min=0).sum()
 
 
+def alias_tables(
+    laws: Float[Tensor, "rows tokens"],
+) -> tuple[Float[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+    """Tables that draw from every row's law at constant cost: a uniform column, kept with chance `keep`, else its `alias`.
+
+    Source: Walker 1977, An efficient method for generating discrete random variables with general distributions.
+
+    >>> alias_tables(torch.tensor([[0.25, 0.75]]))
+    (tensor([[0.5000, 1.0000]], dtype=torch.float64), tensor([[1, 1]]))
+    """
+    size = laws.shape[1]
+    mass, rows = laws.double() * size, torch.arange(len(laws), device=laws.device)
+    keep, alias = torch.ones_like(mass), torch.arange(size, device=laws.device).repeat(len(laws), 1)
+    is_full = torch.zeros_like(mass, dtype=torch.bool)
+    for _ in range(size - 1):
+        least, most = mass.masked_fill(is_full, torch.inf).argmin(1), mass.masked_fill(is_full, -torch.inf).argmax(1)
+        taken = mass[rows, least]
+        keep[rows, least], alias[rows, least], is_full[rows, least] = taken, most, True
+        mass[rows, most] -= 1 - taken
+    return keep, alias
+
+
 @dataclass(frozen=True)
 class Risks:
     """Cross-entropy against the oracle, in nats a token, where it is bigram's turn and where it is the rule's.
@@ -147,31 +169,34 @@ class BigramBackcopy:
         self.laws = laws / laws.sum(1, keepdim=True)
         self._is_trigger = torch.zeros(self.vocab_size, dtype=torch.bool)
         self._is_trigger[self.triggers] = True
-        # One ascending table for all rows: token v's cumulative law lies between v and v + 1, so one search serves a batch.
-        cumulative = self.laws.cumsum(1).clamp(max=1.0)
-        cumulative[:, -1] = 1.0
-        self._table = (cumulative + torch.arange(self.vocab_size, dtype=torch.float64)[:, None]).flatten()
+        self._keep, self._alias = alias_tables(self.laws)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Int[Tensor, "count length"]:
-        """`count` sequences of seq_len + 1 tokens, on the generator's device: one search for the batch a position."""
+        """`count` sequences of seq_len + 1 tokens, on the generator's device: two look-ups for the batch a position."""
         device = generator.device if generator is not None else torch.device("cpu")
-        table, is_trigger = self._table.to(device), self._is_trigger.to(device)
+        is_trigger, keep, alias = (one.to(device).flatten() for one in (self._is_trigger, self._keep, self._alias))
         length = self.seq_len + 1
-        # Just below 1, lest rounding at the larger rows reach into the next one.
-        uniform = torch.rand(length, count, dtype=torch.float64, device=device, generator=generator).mul_(1 - 1e-12)
+        # One number says which column and whether it is kept: its whole part, and what is left of it.
+        uniform = torch.rand(length, count, dtype=torch.float64, device=device, generator=generator)
+        uniform.mul_(self.vocab_size)
+        column = uniform.long()
+        uniform.sub_(column)
         acts = None
         if self.mix_p < 1:
             acts = torch.rand(length, count, device=device, generator=generator) < self.mix_p
         tokens = torch.full((length, count), self.bos, device=device)
         first_follower = torch.full((count, self.vocab_size if self.rule == "induction" else 0), -1, device=device)
-        places, draws = tokens.unbind(), uniform.unbind()
+        places, columns, chances = tokens.unbind(), column.unbind(), uniform.unbind()
         before = now = places[0]
         for t in range(self.n_bos, length):
             if t:
                 before, now = now, places[t - 1]
-            is_rule = is_trigger[now] if acts is None else is_trigger[now] & acts[t]
+            is_rule = is_trigger.take(now)
+            if acts is not None:
+                is_rule = is_rule & acts[t]
             row = torch.where(is_rule, before, now) if self.rule == "dormant" else now
-            drawn = torch.searchsorted(table, draws[t].add_(row), right=True).remainder_(self.vocab_size)
+            cell = torch.add(columns[t], row, alpha=self.vocab_size)
+            drawn = torch.where(chances[t] < keep.take(cell), columns[t], alias.take(cell))
             if self.rule == "copy":
                 drawn = torch.where(is_rule, before, drawn)
             elif self.rule == "induction":
