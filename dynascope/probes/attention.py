@@ -135,9 +135,8 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
     mass = torch.zeros(rows, num_heads, num_keys, device=device)
     num_late = torch.zeros(rows, num_heads, 1, device=device)
     for part in attention_blocks(call, block):
-        log_shares = part.log_shares()
-        shares = log_shares.exp()
-        weights = shares if part.kind == "softmax" else part.log_weights().exp()
+        log_shares, weights = part.log_shares(), part.weights()
+        shares = weights if part.kind == "softmax" else part.shares()
         row_entropy = -(shares * log_shares.clamp(min=-1e4)).sum(-1)
         visible = torch.isfinite(part.logits).sum(-1)
         attends = visible > 0 if part.kind == "softmax" else weights.sum(-1) > 0

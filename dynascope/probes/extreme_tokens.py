@@ -47,12 +47,13 @@ def find_sink(
     for part in attention_blocks(call, block):
         start = starts[:, part.first_query : part.first_query + part.logits.shape[2]]
         is_late = late_queries(part, start)
-        weights = part.log_weights().exp() * is_late.unsqueeze(-1)
+        weights = part.weights()
         index = (start[..., None] + offsets).clamp(max=num_keys - 1)[:, None]
-        early = early + weights.gather(3, index.expand(*weights.shape[:3], POSITIONS)).sum((0, 1, 2))
+        received = weights.gather(3, index.expand(*weights.shape[:3], POSITIONS)) * is_late.unsqueeze(-1)
+        early = early + received.sum((0, 1, 2))
         number = number + is_late.sum()
         taken = weights.gather(3, delimiter[:, None, None, None].expand(*weights.shape[:3], 1))[..., 0]
-        at_delimiter = at_delimiter + (taken * has_delimiter[:, None, None]).sum()
+        at_delimiter = at_delimiter + (taken * (is_late & has_delimiter[:, None, None])).sum()
         number_with = number_with + (is_late & has_delimiter[:, None, None]).sum()
     # Short sequences have fewer positions than candidates; the last would count for those beyond it.
     early = torch.where(offsets < num_keys, early, -1.0)
@@ -120,25 +121,26 @@ def extreme_token_summary(
     column_mass, column_entr = torch.zeros(2, rows, num_heads, num_keys, device=device)
     seen_by = torch.zeros(rows, num_heads, num_keys, device=device)
     for part in attention_blocks(call, block):
-        weights, log_shares = part.log_weights().exp(), part.log_shares()
-        visible = torch.isfinite(part.logits)
+        weights, log_shares, visible = part.weights(), part.log_shares(), torch.isfinite(part.logits)
+        is_softmax = part.kind == "softmax"
+        # − p log p, of which a softmax's rows and columns want the same.
+        row_entr = -((weights if is_softmax else part.shares()) * log_shares.clamp(min=-1e4))
         num_visible = visible.sum(-1)
-        query_position = torch.arange(part.first_query, part.first_query + weights.shape[2], device=device)
         inside = slice(part.first_query, part.first_query + weights.shape[2])
-        is_sink = (key_position == sink[:, inside, None])[:, None]
+        query_position = torch.arange(part.first_query, inside.stop, device=device)
+        at = sink[:, None, inside, None].expand(*weights.shape[:3], 1)
+        to_sink, at_sink = (one.gather(3, at)[..., 0] for one in (weights, part.logits))
         counted = late_queries(part, starts[:, inside])
         if queries is not None:
             counted = counted & queries[:, None, inside]
-        to_sink = (weights * is_sink).sum(-1)
-        others = visible & ~is_sink & (key_position != query_position[:, None])
+        is_other = (key_position != sink[:, inside, None]) & (key_position != query_position[:, None])
+        others = visible & is_other[:, None]
         num_others = others.sum(-1)
-        compares = counted & (num_others > 0) & (visible & is_sink).any(-1)
-        at_sink = part.logits.masked_fill(~is_sink, 0.0).sum(-1)
+        compares = counted & (num_others > 0) & torch.isfinite(at_sink)
         logit = at_sink - part.logits.masked_fill(~others, 0.0).sum(-1) / num_others.clamp(min=1)
         log_mean = part.logits.masked_fill(~others, float("-inf")).logsumexp(-1) - num_others.clamp(min=1).log()
         logit, against_lme = (torch.where(compares, one, 0.0) for one in (logit, at_sink - log_mean))
-        row_entropy = -(log_shares.exp() * log_shares.clamp(min=-1e4)).sum(-1)
-        row_entropy = torch.where(num_visible > 1, row_entropy / num_visible.clamp(min=2).log(), 0.0)
+        row_entropy = torch.where(num_visible > 1, row_entr.sum(-1) / num_visible.clamp(min=2).log(), 0.0)
         measured = (
             to_sink * counted,
             (to_sink > ATTENDED) & counted,
@@ -152,7 +154,7 @@ def extreme_token_summary(
         )
         totals += torch.stack([one.float().sum((0, 2)) for one in measured])
         column_mass += weights.sum(2)
-        column_entr += torch.special.entr(weights).sum(2)
+        column_entr += (row_entr if is_softmax else torch.special.entr(weights)).sum(2)
         seen_by += visible.sum(2)
     score, share, num_counted, logit_sum, square_sum, lme_sum, num_compared, row_sum, num_rows = totals
     mean_logit = logit_sum / num_compared

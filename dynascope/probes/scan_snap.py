@@ -60,8 +60,7 @@ def scan_snap(call: AttentionCall, stats: TokenStats, most: int = 64) -> dict[st
     """
     few, positions = sampled_queries(call, most)
     (part,) = attention_blocks(few, block=len(positions))
-    log_weights = part.log_weights()
-    weights = log_weights.exp()
+    log_weights, weights = part.log_weights(), part.weights()
     visible = torch.isfinite(part.logits)
     num_visible = visible.sum(-1)
     counts = num_visible > 1
@@ -99,7 +98,7 @@ def attention_on_tokens(call: AttentionCall, vocab: int) -> tuple[Float[Tensor, 
         visible = torch.isfinite(part.logits)
         num_visible = visible.sum(-1, keepdim=True)
         counts = num_visible > 1
-        received += torch.where(counts, part.log_weights().exp(), 0.0).sum((1, 2))
+        received += torch.where(counts, part.weights(), 0.0).sum((1, 2))
         uniform += torch.where(counts, visible / num_visible, 0.0).sum((1, 2))
     empty = torch.zeros(vocab, device=call.key.device)
     flat = tokens.flatten()

@@ -1,5 +1,6 @@
 """What probes are shown of a run: plain dataclasses of tensors, built by the watch and easy to build by hand."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,21 +171,36 @@ class AttentionBlock:
     logits: Float[Tensor, "rows heads block keys"]
     kind: str = "softmax"
 
+    def weights(self) -> Float[Tensor, "rows heads block keys"]:
+        """What each query gives to each key; 0 where hidden, and in rows that see no key."""
+        if self.kind == "softmax":
+            return self.logits.softmax(-1).nan_to_num(nan=0.0)
+        if self.kind == "relu":
+            return self.logits.clamp(min=0) / torch.isfinite(self.logits).sum(-1, keepdim=True).clamp(min=1)
+        return self.logits.sigmoid()
+
+    def shares(self) -> Float[Tensor, "rows heads block keys"]:
+        """Each key's share of what its row attends; 0 where the row attends to nothing."""
+        weights = self.weights()
+        if self.kind == "softmax":
+            return weights
+        return (weights / weights.sum(-1, keepdim=True)).nan_to_num(nan=0.0)
+
     def log_weights(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of the attention weights; rows that see no key are all -inf, never NaN."""
         if self.kind == "relu":
-            visible = torch.isfinite(self.logits).sum(-1, keepdim=True).clamp(min=1)
-            return (self.logits.clamp(min=0) / visible).log()
+            return self.weights().log()
         if self.kind == "sigmoid":
             return torch.nn.functional.logsigmoid(self.logits)
-        return torch.log_softmax(self.logits, dim=-1).nan_to_num(nan=float("-inf"))
+        return torch.log_softmax(self.logits, dim=-1).nan_to_num(nan=-math.inf, neginf=-math.inf)
 
     def log_shares(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of each key's share of what its row attends; all -inf where the row attends to nothing."""
         log_weights = self.log_weights()
         if self.kind == "softmax":
             return log_weights
-        return (log_weights - log_weights.logsumexp(-1, keepdim=True)).nan_to_num(nan=float("-inf"))
+        relative = log_weights - log_weights.logsumexp(-1, keepdim=True)
+        return relative.nan_to_num(nan=-math.inf, neginf=-math.inf)
 
 
 def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[AttentionBlock]:
@@ -193,7 +209,7 @@ def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[Attentio
     Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask.
 
     >>> for part in attention_blocks(call, block=64):
-    ...     part.log_weights().exp().sum(-1)  # ones
+    ...     part.weights().sum(-1)  # ones
     """
     num_heads, num_queries, num_keys = call.query.shape[1], call.query.shape[2], call.key.shape[2]
     groups = num_heads // call.key.shape[1]
