@@ -138,7 +138,7 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
         log_shares, weights = part.log_shares(), part.weights()
         shares = weights if part.kind == "softmax" else part.shares()
         row_entropy = -(shares * log_shares.clamp(min=-1e4)).sum(-1)
-        visible = torch.isfinite(part.logits).sum(-1)
+        visible = part.visible.sum(-1)
         attends = visible > 0 if part.kind == "softmax" else weights.sum(-1) > 0
         entropy += row_entropy.sum((0, 2))
         seen += attends.sum((0, 2))
@@ -232,7 +232,7 @@ def late_queries(part: AttentionBlock, start: Int[Tensor, "rows starts"]) -> Boo
     `start` is a position for each query of the block, or one a row.
     """
     position = torch.arange(part.first_query, part.first_query + part.logits.shape[2], device=start.device)
-    return (position - start >= EARLY_QUERIES)[:, None] & torch.isfinite(part.logits).any(-1)
+    return (position - start >= EARLY_QUERIES)[:, None] & (part.logits.amax(-1) > -math.inf)
 
 
 def from_first(values: Float[Tensor, "rows heads keys"], first: Tensor | None) -> Float[Tensor, "rows heads positions"]:

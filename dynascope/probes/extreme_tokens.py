@@ -121,7 +121,7 @@ def extreme_token_summary(
     column_mass, column_entr = torch.zeros(2, rows, num_heads, num_keys, device=device)
     seen_by = torch.zeros(rows, num_heads, num_keys, device=device)
     for part in attention_blocks(call, block):
-        weights, log_shares, visible = part.weights(), part.log_shares(), torch.isfinite(part.logits)
+        weights, log_shares, visible = part.weights(), part.log_shares(), part.visible
         is_softmax = part.kind == "softmax"
         # − p log p, of which a softmax's rows and columns want the same.
         row_entr = -((weights if is_softmax else part.shares()) * log_shares.clamp(min=-1e4))

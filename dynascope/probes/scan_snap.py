@@ -61,7 +61,7 @@ def scan_snap(call: AttentionCall, stats: TokenStats, most: int = 64) -> dict[st
     few, positions = sampled_queries(call, most)
     (part,) = attention_blocks(few, block=len(positions))
     log_weights, weights = part.log_weights(), part.weights()
-    visible = torch.isfinite(part.logits)
+    visible = part.visible
     num_visible = visible.sum(-1)
     counts = num_visible > 1
     entropy = -(weights * log_weights.clamp(min=-1e4)).sum(-1) / num_visible.clamp(min=2).log()
@@ -95,7 +95,7 @@ def attention_on_tokens(call: AttentionCall, vocab: int) -> tuple[Float[Tensor, 
     received = torch.zeros(call.key.shape[0], call.key.shape[2], device=call.key.device)
     uniform = torch.zeros_like(received)
     for part in attention_blocks(call):
-        visible = torch.isfinite(part.logits)
+        visible = part.visible
         num_visible = visible.sum(-1, keepdim=True)
         counts = num_visible > 1
         received += torch.where(counts, part.weights(), 0.0).sum((1, 2))

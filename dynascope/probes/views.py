@@ -171,12 +171,17 @@ class AttentionBlock:
     logits: Float[Tensor, "rows heads block keys"]
     kind: str = "softmax"
 
+    @property
+    def visible(self) -> Bool[Tensor, "rows heads block keys"]:
+        """Which keys each query sees."""
+        return self.logits > -math.inf
+
     def weights(self) -> Float[Tensor, "rows heads block keys"]:
         """What each query gives to each key; 0 where hidden, and in rows that see no key."""
         if self.kind == "softmax":
             return self.logits.softmax(-1).nan_to_num(nan=0.0)
         if self.kind == "relu":
-            return self.logits.clamp(min=0) / torch.isfinite(self.logits).sum(-1, keepdim=True).clamp(min=1)
+            return self.logits.clamp(min=0) / self.visible.sum(-1, keepdim=True).clamp(min=1)
         return self.logits.sigmoid()
 
     def shares(self) -> Float[Tensor, "rows heads block keys"]:
