@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dynascope.data.alias_tables import AliasTables, columns_and_chances
+
 RULES = ("copy", "markov", "dormant", "induction")
 
 
@@ -69,28 +71,6 @@ def stationary_law(transitions: Float[Tensor, "tokens tokens"]) -> Float[Tensor,
     system = torch.cat([rows.T - torch.eye(size, dtype=rows.dtype, device=rows.device), torch.ones_like(rows[:1])])
     law: Tensor = torch.linalg.lstsq(system, F.one_hot(torch.tensor(size), size + 1).to(rows)[:, None]).solution[:, 0]
     return law.clamp(min=0) / law.clamp(min=0).sum()
-
-
-def alias_tables(
-    laws: Float[Tensor, "rows tokens"],
-) -> tuple[Float[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
-    """Tables that draw from every row's law at constant cost: a uniform column, kept with chance `keep`, else its `alias`.
-
-    Source: Walker 1977, An efficient method for generating discrete random variables with general distributions.
-
-    >>> alias_tables(torch.tensor([[0.25, 0.75]]))
-    (tensor([[0.5000, 1.0000]], dtype=torch.float64), tensor([[1, 1]]))
-    """
-    size = laws.shape[1]
-    mass, rows = laws.double() * size, torch.arange(len(laws), device=laws.device)
-    keep, alias = torch.ones_like(mass), torch.arange(size, device=laws.device).repeat(len(laws), 1)
-    is_full = torch.zeros_like(mass, dtype=torch.bool)
-    for _ in range(size - 1):
-        least, most = mass.masked_fill(is_full, torch.inf).argmin(1), mass.masked_fill(is_full, -torch.inf).argmax(1)
-        taken = mass[rows, least]
-        keep[rows, least], alias[rows, least], is_full[rows, least] = taken, most, True
-        mass[rows, most] -= 1 - taken
-    return keep, alias
 
 
 @dataclass(frozen=True)
@@ -169,24 +149,20 @@ class BigramBackcopy:
         self.laws = laws / laws.sum(1, keepdim=True)
         self._is_trigger = torch.zeros(self.vocab_size, dtype=torch.bool)
         self._is_trigger[self.triggers] = True
-        self._keep, self._alias = alias_tables(self.laws)
+        self._tables = AliasTables(self.laws)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Int[Tensor, "count length"]:
         """`count` sequences of seq_len + 1 tokens, on the generator's device: two look-ups for the batch a position."""
         device = generator.device if generator is not None else torch.device("cpu")
-        is_trigger, keep, alias = (one.to(device).flatten() for one in (self._is_trigger, self._keep, self._alias))
+        is_trigger, tables = self._is_trigger.to(device), self._tables.to(device)
         length = self.seq_len + 1
-        # One number says which column and whether it is kept: its whole part, and what is left of it.
-        uniform = torch.rand(length, count, dtype=torch.float64, device=device, generator=generator)
-        uniform.mul_(self.vocab_size)
-        column = uniform.long()
-        uniform.sub_(column)
+        column, chance = columns_and_chances((length, count), self.vocab_size, generator, device)
         acts = None
         if self.mix_p < 1:
             acts = torch.rand(length, count, device=device, generator=generator) < self.mix_p
         tokens = torch.full((length, count), self.bos, device=device)
         first_follower = torch.full((count, self.vocab_size if self.rule == "induction" else 0), -1, device=device)
-        places, columns, chances = tokens.unbind(), column.unbind(), uniform.unbind()
+        places, columns, chances = tokens.unbind(), column.unbind(), chance.unbind()
         before = now = places[0]
         for t in range(self.n_bos, length):
             if t:
@@ -195,8 +171,7 @@ class BigramBackcopy:
             if acts is not None:
                 is_rule = is_rule & acts[t]
             row = torch.where(is_rule, before, now) if self.rule == "dormant" else now
-            cell = torch.add(columns[t], row, alpha=self.vocab_size)
-            drawn = torch.where(chances[t] < keep.take(cell), columns[t], alias.take(cell))
+            drawn = tables.draw(row, columns[t], chances[t])
             if self.rule == "copy":
                 drawn = torch.where(is_rule, before, drawn)
             elif self.rule == "induction":

@@ -9,7 +9,6 @@ from torch import Tensor
 from dynascope.data.bigram_backcopy import (
     Bigram,
     BigramBackcopy,
-    alias_tables,
     bigram_from_text,
     dirichlet_bigram,
     stationary_law,
@@ -36,24 +35,6 @@ def test_stationary_law_is_kept() -> None:
     torch.testing.assert_close(
         stationary_law(torch.tensor([[0.5, 0.5], [1.0, 0.0]])), bigram.marginal.new_tensor([2 / 3, 1 / 3])
     )
-
-
-def test_alias_tables_by_hand() -> None:
-    # Of three columns, b has 3 · 0.1 and c 3 · 0.2 of its own; both fill up from a.
-    keep, alias = alias_tables(torch.tensor([[0.7, 0.1, 0.2], [0.0, 0.0, 1.0]]))
-    torch.testing.assert_close(keep, torch.tensor([[1.0, 0.3, 0.6], [0.0, 0.0, 1.0]], dtype=torch.float64))
-    assert alias[0, 1:].tolist() == [0, 0]
-    assert alias[1, :2].tolist() == [2, 2]
-
-
-def test_alias_tables_give_back_the_laws() -> None:
-    laws = dirichlet_bigram(23, seed=5).transitions
-    laws = torch.where(laws < 0.005, 0.0, laws)
-    laws = laws / laws.sum(1, keepdim=True)
-    keep, alias = alias_tables(laws)
-    drawn = (keep / 23).scatter_add(1, alias, (1 - keep) / 23)
-    torch.testing.assert_close(drawn, laws, rtol=0, atol=1e-15)
-    assert (drawn[laws == 0] == 0).all()
 
 
 @pytest.mark.parametrize("n_bos", [0, 1, 2])
