@@ -24,13 +24,13 @@ PROJECTIONS = ("o_proj", "out", "out_proj", "c_proj", "dense", "wo")
 
 
 def find_sink(
-    call: AttentionCall, delimiters: Collection[int] = (), block: int = 128
+    call: AttentionCall, delimiters: Collection[int] = (), block: int = 128, most: int | None = None
 ) -> tuple[Int[Tensor, "rows queries"], Int[Tensor, " rows"]]:
     """Where each query's sink is, and each row's first real position (of its last document, if several are packed).
 
     The sink is whichever of the first 8 positions of a document receives most attention over all rows and heads (from each
     document's sixth query on), or the row's first delimiter if that receives more. First positions are not always the
-    sink, nor position 0 the first. Source: 2410.13835, section 2.
+    sink, nor position 0 the first. `most` as in `attention_blocks`. Source: 2410.13835, section 2.
 
     >>> sink, first = find_sink(call, delimiters=[13])
     """
@@ -44,7 +44,7 @@ def find_sink(
         is_delimiter &= torch.arange(num_keys, device=device) >= first[:, None]
     has_delimiter, delimiter = is_delimiter.any(1), is_delimiter.to(torch.uint8).argmax(1)
     at_delimiter, number_with = torch.zeros((), device=device), torch.zeros((), device=device)
-    for part in attention_blocks(call, block):
+    for part in attention_blocks(call, block, most):
         start = starts[:, part.first_query : part.first_query + part.logits.shape[2]]
         is_late = late_queries(part, start)
         weights = part.weights()
@@ -93,6 +93,7 @@ def extreme_token_summary(
     queries: Bool[Tensor, "rows queries"] | None = None,
     output_weight: Float[Tensor, "heads width value_dim"] | None = None,
     block: int = 128,
+    most: int | None = None,
 ) -> dict[str, Tensor]:
     """Everything extreme about one call's sink, a value a head, without keeping a queries × keys map.
 
@@ -108,7 +109,7 @@ def extreme_token_summary(
       the output projection, where that is given.
 
     The sink, a position for each query or one a row, defaults to the first key of its document; drains are those at the
-    last query's. Source: 2410.13835, sections 2 and 4.
+    last query's. `most` as in `attention_blocks`: then all means are over so many queries. Source: 2410.13835, sections 2 and 4.
 
     >>> extreme_token_summary(call)["sink_score"]  # (heads,)
     """
@@ -120,7 +121,7 @@ def extreme_token_summary(
     totals = torch.zeros(9, num_heads, device=device)
     column_mass, column_entr = torch.zeros(2, rows, num_heads, num_keys, device=device)
     seen_by = torch.zeros(rows, num_heads, num_keys, device=device)
-    for part in attention_blocks(call, block):
+    for part in attention_blocks(call, block, most):
         weights, log_shares, visible = part.weights(), part.log_shares(), part.visible
         is_softmax = part.kind == "softmax"
         # − p log p, of which a softmax's rows and columns want the same.
@@ -262,6 +263,7 @@ class ExtremeTokens(Probe):
         sink: "auto" finds it anew at every look and layer; a number is its position, counted from a row's first real one.
         delimiters: Token ids that may be sinks too.
         layers: Names of attention modules to look at; None means all.
+        most: Queries of each row that are looked at, at even distances: for long contexts. None means all.
 
     Source: 2410.13835, sections 2 and 4. Reads ReLU and sigmoid attention too (`dynascope.nn.relu_attention`).
 
@@ -304,11 +306,14 @@ class ExtremeTokens(Probe):
         sink: Literal["auto"] | int = "auto",
         delimiters: Collection[int] = (),
         layers: Collection[str] | None = None,
+        most: int | None = None,
     ) -> None:
+        if most is not None and most < 1:
+            raise ValueError(f"most={most} must be at least 1 query a row, or None for all")
         if sink != "auto" and not 0 <= sink < POSITIONS:
             raise ValueError(f'sink={sink} must be "auto" or a position below {POSITIONS}')
         self._modules = {} if model is None else dict(model.named_modules())
-        self._sink, self._delimiters, self._layers = sink, tuple(delimiters), layers
+        self._sink, self._delimiters, self._layers, self._most = sink, tuple(delimiters), layers, most
         self._last: tuple[Tensor, Tensor] | None = None
 
     def measure(self, view: AttentionCall | ModuleOutput) -> Mapping[str, Tensor]:
@@ -319,13 +324,13 @@ class ExtremeTokens(Probe):
         if self._layers is not None and call.name not in self._layers:
             return {}
         if self._sink == "auto":
-            sink, first = find_sink(call, self._delimiters)
+            sink, first = find_sink(call, self._delimiters, most=self._most)
         else:
             first = first_visible(call)
             sink = (document_starts(call) + self._sink).clamp(max=call.key.shape[2] - 1)
         self._last = sink[:, -1], first
         weight = output_weights(self._modules.get(call.name.split("#")[0]), call.query.shape[1])
-        summary = extreme_token_summary(call, sink, output_weight=weight)
+        summary = extreme_token_summary(call, sink, output_weight=weight, most=self._most)
         summary["sink_position"] = (sink[:, -1] - first).float().mean()
         return {f"extreme/{name}": value for name, value in summary.items()}
 

@@ -208,10 +208,11 @@ class AttentionBlock:
         return relative.nan_to_num(nan=-math.inf, neginf=-math.inf)
 
 
-def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[AttentionBlock]:
+def attention_blocks(call: AttentionCall, block: int = 128, most: int | None = None) -> Iterator[AttentionBlock]:
     """The call's logits a block of queries at a time, so that no queries × keys map of the whole call is kept.
 
-    Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask.
+    Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask. With
+    `most` only so many queries of each row are looked at, in blocks at even distances of which the last is at the end.
 
     >>> for part in attention_blocks(call, block=64):
     ...     part.weights().sum(-1)  # ones
@@ -220,7 +221,14 @@ def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[Attentio
     groups = num_heads // call.key.shape[1]
     key = call.key.float().repeat_interleave(groups, dim=1).transpose(-2, -1)
     key_position = torch.arange(num_keys, device=key.device)
-    for first in range(0, num_queries, block):
+    if most is not None and most < num_queries:
+        # Eight places at least, as attention early in a row is another thing than late.
+        block = max(1, min(block, most // 8))
+        count = max(1, most // block)
+        firsts = [num_queries * part // count - block for part in range(1, count + 1)]
+    else:
+        firsts = list(range(0, num_queries, block))
+    for first in firsts:
         last = min(first + block, num_queries)
         logits = call.query[:, :, first:last].float() @ key * call.scale
         if call.is_causal:
