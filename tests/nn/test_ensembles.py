@@ -19,9 +19,9 @@ def test_side_by_side_is_one_by_one(x: Tensor, b_std: float, parametrization: st
     x, y, inputs = x.double(), torch.randn(len(x), 3).double(), torch.randn(4, 3).double()
     networks = [TwoLayerNet(3, 16, parametrization=parametrization, b_std=b_std).double() for _ in range(5)]
     queue = copy.deepcopy(networks)
-    found = torch.cat(list(train_ensemble(lambda: queue.pop(0), x, y, inputs, 5, lr=0.1, num_steps=10, at_once=2)))
+    found = torch.cat(list(train_ensemble(lambda: queue.pop(0), x, y, inputs, 5, lr=0.02, num_steps=10, at_once=2)))
     for network, outputs in zip(networks, found, strict=True):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
         for _ in range(10):
             optimizer.zero_grad()
             (0.5 * (network(x) - y).square().sum()).backward()
