@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dynascope.data.alias_tables import AliasTables, columns_and_chances
+
 RULES = ("copy", "markov", "dormant", "induction")
 
 
@@ -147,31 +149,29 @@ class BigramBackcopy:
         self.laws = laws / laws.sum(1, keepdim=True)
         self._is_trigger = torch.zeros(self.vocab_size, dtype=torch.bool)
         self._is_trigger[self.triggers] = True
-        # One ascending table for all rows: token v's cumulative law lies between v and v + 1, so one search serves a batch.
-        cumulative = self.laws.cumsum(1).clamp(max=1.0)
-        cumulative[:, -1] = 1.0
-        self._table = (cumulative + torch.arange(self.vocab_size, dtype=torch.float64)[:, None]).flatten()
+        self._tables = AliasTables(self.laws)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Int[Tensor, "count length"]:
-        """`count` sequences of seq_len + 1 tokens, on the generator's device: one search for the batch a position."""
+        """`count` sequences of seq_len + 1 tokens, on the generator's device: two look-ups for the batch a position."""
         device = generator.device if generator is not None else torch.device("cpu")
-        table, is_trigger = self._table.to(device), self._is_trigger.to(device)
+        is_trigger, tables = self._is_trigger.to(device), self._tables.to(device)
         length = self.seq_len + 1
-        # Just below 1, lest rounding at the larger rows reach into the next one.
-        uniform = torch.rand(length, count, dtype=torch.float64, device=device, generator=generator).mul_(1 - 1e-12)
+        column, chance = columns_and_chances((length, count), self.vocab_size, generator, device)
         acts = None
         if self.mix_p < 1:
             acts = torch.rand(length, count, device=device, generator=generator) < self.mix_p
         tokens = torch.full((length, count), self.bos, device=device)
         first_follower = torch.full((count, self.vocab_size if self.rule == "induction" else 0), -1, device=device)
-        places, draws = tokens.unbind(), uniform.unbind()
+        places, columns, chances = tokens.unbind(), column.unbind(), chance.unbind()
         before = now = places[0]
         for t in range(self.n_bos, length):
             if t:
                 before, now = now, places[t - 1]
-            is_rule = is_trigger[now] if acts is None else is_trigger[now] & acts[t]
+            is_rule = is_trigger.take(now)
+            if acts is not None:
+                is_rule = is_rule & acts[t]
             row = torch.where(is_rule, before, now) if self.rule == "dormant" else now
-            drawn = torch.searchsorted(table, draws[t].add_(row), right=True).remainder_(self.vocab_size)
+            drawn = tables.draw(row, columns[t], chances[t])
             if self.rule == "copy":
                 drawn = torch.where(is_rule, before, drawn)
             elif self.rule == "induction":

@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dynascope.data.alias_tables import AliasTables, columns_and_chances
+
 LIGHTEST = 0.1
 """Unnormalized weight of the rarest distinct token of a class; the heaviest has 1, as every common token has."""
 
@@ -90,6 +92,8 @@ class SequenceClassData(IterableDataset[tuple[Tensor, Tensor]]):
             first_query + num_last + torch.arange(num_classes),
         )
 
+        self._tables = AliasTables(self._population.probs)
+
     def population(self) -> Population:
         """P(l|n), psi(n) and n of every class."""
         return self._population
@@ -128,17 +132,9 @@ class SequenceClassData(IterableDataset[tuple[Tensor, Tensor]]):
         return counts, self._population.queries[chosen], self._population.targets[chosen]
 
     def _draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        probs = self._population.probs
-        chosen = torch.randint(len(probs), (count,), generator=generator)
-        # One long draw a class is several times faster than one row of draws a sequence.
-        context = torch.empty(count, self.length - 1, dtype=torch.long)
-        for place, law in enumerate(probs):
-            is_here = chosen == place
-            needed = int(is_here.sum()) * (self.length - 1)
-            if needed:
-                drawn = torch.multinomial(law, needed, replacement=True, generator=generator)
-                context[is_here] = drawn.view(-1, self.length - 1)
-        return chosen, context
+        chosen = torch.randint(len(self._population.probs), (count,), generator=generator)
+        drawn = columns_and_chances((count, self.length - 1), self.vocab, generator)
+        return chosen, self._tables.draw(chosen[:, None], *drawn)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         worker = get_worker_info()

@@ -15,6 +15,7 @@ from dynascope.nn.sigma_reparam import (
     spectral_norms,
 )
 from dynascope.nn.toy_transformer import ToyTransformer
+from dynascope.nn.yz_stack import YZStack
 from dynascope.nn.yz_transformer import YZTransformer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SigmaReparam",
     "ToyTransformer",
     "TwoLayerNet",
+    "YZStack",
     "YZTransformer",
     "iterate_each_step",
     "lazy_param_groups",

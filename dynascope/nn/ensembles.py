@@ -118,7 +118,7 @@ def train_ensemble(
 
     `loss_fn` is of one network's outputs and `y` (default: half the sum of squares). `stop` is asked after each portion
     with the moments so far, on examples held out from what it judges, and ends the training of further ones. Every
-    network starts from a draw of `factory()`.
+    network starts from a draw of `factory()`. A `TwoLayerNet` without biases is trained by `descend_two_layers`.
 
     Raises ValueError when training diverges.
 
@@ -140,11 +140,15 @@ def train_ensemble(
             call: Tensor = vmap(lambda state, own: functional_call(model, (state, own), (data,)))(states, buffers)
             return call
 
-        optimizer = torch.optim.SGD(states.values(), lr=lr)
-        for _ in range(num_steps):
-            optimizer.zero_grad()
-            vmap(measure, in_dims=(0, None))(outputs_on(x), y).sum().backward()
-            optimizer.step()
+        one = networks[0]
+        if loss_fn is None and isinstance(one, TwoLayerNet) and one.first_bias is None:
+            descend_two_layers(states["first"], states["second"], one.scales, x, y, lr=lr, num_steps=num_steps)
+        else:
+            optimizer = torch.optim.SGD(states.values(), lr=lr)
+            for _ in range(num_steps):
+                optimizer.zero_grad()
+                vmap(measure, in_dims=(0, None))(outputs_on(x), y).sum().backward()
+                optimizer.step()
         with torch.no_grad():
             ends = outputs_on(inputs)
         if not bool(torch.isfinite(ends).all()):
@@ -153,3 +157,54 @@ def train_ensemble(
         moments.update(ends)
         if stop is not None and stop(moments):
             return
+
+
+@torch.no_grad()
+def descend_two_layers(
+    first: Float[Tensor, "networks width k"],
+    second: Float[Tensor, "networks outputs width"],
+    scales: tuple[float, float],
+    x: Float[Tensor, "examples k"],
+    y: Float[Tensor, "examples outputs"],
+    *,
+    lr: float,
+    num_steps: int,
+) -> None:
+    """Steps of gradient descent on half the sum of squares of s₂ W₂ relu(s₁ W₁ x) - y, in place and without a graph.
+
+    `scales` are (s₁, s₂). At unit inputs, all of `x` in 2502.16763, W₁ x is W₁ itself, and costs nothing.
+
+    >>> descend_two_layers(net.first[None], net.second[None], net.scales, torch.eye(5), y, lr=1.0, num_steps=60)
+    """
+    scale, is_unit = scales[0] * scales[1], x.shape[0] == x.shape[1] and torch.equal(x, torch.eye(len(x)).to(x))
+    columns = first.mT.contiguous()
+    for _ in range(num_steps):
+        before = columns if is_unit else x @ columns
+        hidden = before.relu()
+        residual = scale * (hidden @ second.mT) - y
+        slopes = (residual @ second) * (before > 0)
+        second.baddbmm_(residual.mT, hidden, alpha=-lr * scale)
+        columns.sub_(slopes if is_unit else x.T @ slopes, alpha=lr * scale)
+    first.copy_(columns.mT)
+
+
+@torch.no_grad()
+def last_layer_limit(
+    network: TwoLayerNet,
+    x: Float[Tensor, "examples k"],
+    y: Float[Tensor, "examples outputs"],
+    inputs: Float[Tensor, "others k"],
+) -> Float[Tensor, "others outputs"]:
+    """What a network says of `inputs` when training of its last layer alone has come to its end: one solve, no steps.
+
+    In the standard parametrization at large width this is where training both layers ends, too: regression on the random
+    features of the first. Raises ValueError for a network with biases. Source: 2502.16763, experiments.
+
+    >>> last_layer_limit(TwoLayerNet(5, 2048, parametrization="standard"), torch.eye(5), y, inputs)
+    """
+    if network.first_bias is not None:
+        raise ValueError("a network with biases has no such closed form here; take b_std=0")
+    features, others = ((one @ network.first.T).relu() for one in (x, inputs))
+    share = torch.linalg.solve(features @ features.T, features @ others.T)
+    said: Tensor = network(inputs) + share.T @ (y - network(x))
+    return said

@@ -1,6 +1,7 @@
 """One layer of multi-head attention that regresses in context, and says what its heads compute (2503.12734)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -41,6 +42,28 @@ def icl_attention(
     by_network = pooled.unflatten(1, (-1, ov.shape[-3])).movedim(0, 1).flatten(2)
     outputs: Tensor = by_network @ ov.mT.flatten(-3, -2).reshape(len(by_network), -1, ov.shape[-2])
     return outputs.unflatten(0, ov.shape[:-3]) if ov.ndim > 3 else outputs[0]
+
+
+def drawn_heads(
+    heads: Sequence[int],
+    width: int,
+    num_outputs: int,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[nn.Parameter]:
+    """Query, key and value matrices (*heads, width, width) and output matrices (*heads, outputs, width).
+
+    Drawn as `nn.Linear` draws one matrix over all heads, which is what the authors have.
+
+    >>> [len(part) for part in drawn_heads((2,), 6, 1)]
+    [2, 2, 2, 2]
+    """
+    parts = []
+    for rows, fan_in in (*[(width, width)] * 3, (num_outputs, heads[-1] * width)):
+        values = torch.rand(*heads, rows, width, generator=generator, dtype=dtype)
+        parts.append(nn.Parameter((2 * values - 1) / math.sqrt(fan_in)))
+    return parts
 
 
 class MultiHeadSoftmaxICL(nn.Module):
@@ -99,13 +122,9 @@ class MultiHeadSoftmaxICL(nn.Module):
         width = dim + num_outputs
         stack = () if num_networks is None else (num_networks,)
 
-        def uniform(rows: int, fan_in: int) -> nn.Parameter:
-            # `nn.Linear`'s default, drawn for one matrix over all heads as the authors do.
-            values = torch.rand(*stack, num_heads, rows, width, generator=generator, dtype=dtype)
-            return nn.Parameter((2 * values - 1) / math.sqrt(fan_in))
-
-        self.query, self.key, self.value = (uniform(width, width) for _ in range(3))
-        self.out = uniform(num_outputs, num_heads * width)
+        self.query, self.key, self.value, self.out = drawn_heads(
+            (*stack, num_heads), width, num_outputs, generator=generator, dtype=dtype
+        )
         with torch.no_grad():
             identity = SIZES[init] * torch.eye(width, dtype=dtype)
             for part in (self.query, self.key) if init != "random" else ():

@@ -24,13 +24,13 @@ PROJECTIONS = ("o_proj", "out", "out_proj", "c_proj", "dense", "wo")
 
 
 def find_sink(
-    call: AttentionCall, delimiters: Collection[int] = (), block: int = 128
+    call: AttentionCall, delimiters: Collection[int] = (), block: int = 128, most: int | None = None
 ) -> tuple[Int[Tensor, "rows queries"], Int[Tensor, " rows"]]:
     """Where each query's sink is, and each row's first real position (of its last document, if several are packed).
 
     The sink is whichever of the first 8 positions of a document receives most attention over all rows and heads (from each
     document's sixth query on), or the row's first delimiter if that receives more. First positions are not always the
-    sink, nor position 0 the first. Source: 2410.13835, section 2.
+    sink, nor position 0 the first. `most` as in `attention_blocks`. Source: 2410.13835, section 2.
 
     >>> sink, first = find_sink(call, delimiters=[13])
     """
@@ -44,15 +44,16 @@ def find_sink(
         is_delimiter &= torch.arange(num_keys, device=device) >= first[:, None]
     has_delimiter, delimiter = is_delimiter.any(1), is_delimiter.to(torch.uint8).argmax(1)
     at_delimiter, number_with = torch.zeros((), device=device), torch.zeros((), device=device)
-    for part in attention_blocks(call, block):
+    for part in attention_blocks(call, block, most):
         start = starts[:, part.first_query : part.first_query + part.logits.shape[2]]
         is_late = late_queries(part, start)
-        weights = part.weights() * is_late.unsqueeze(-1)
+        weights = part.weights()
         index = (start[..., None] + offsets).clamp(max=num_keys - 1)[:, None]
-        early = early + weights.gather(3, index.expand(*weights.shape[:3], POSITIONS)).sum((0, 1, 2))
+        received = weights.gather(3, index.expand(*weights.shape[:3], POSITIONS)) * is_late.unsqueeze(-1)
+        early = early + received.sum((0, 1, 2))
         number = number + is_late.sum()
         taken = weights.gather(3, delimiter[:, None, None, None].expand(*weights.shape[:3], 1))[..., 0]
-        at_delimiter = at_delimiter + (taken * has_delimiter[:, None, None]).sum()
+        at_delimiter = at_delimiter + (taken * (is_late & has_delimiter[:, None, None])).sum()
         number_with = number_with + (is_late & has_delimiter[:, None, None]).sum()
     # Short sequences have fewer positions than candidates; the last would count for those beyond it.
     early = torch.where(offsets < num_keys, early, -1.0)
@@ -92,6 +93,7 @@ def extreme_token_summary(
     queries: Bool[Tensor, "rows queries"] | None = None,
     output_weight: Float[Tensor, "heads width value_dim"] | None = None,
     block: int = 128,
+    most: int | None = None,
 ) -> dict[str, Tensor]:
     """Everything extreme about one call's sink, a value a head, without keeping a queries × keys map.
 
@@ -107,7 +109,7 @@ def extreme_token_summary(
       the output projection, where that is given.
 
     The sink, a position for each query or one a row, defaults to the first key of its document; drains are those at the
-    last query's. Source: 2410.13835, sections 2 and 4.
+    last query's. `most` as in `attention_blocks`: then all means are over so many queries. Source: 2410.13835, sections 2 and 4.
 
     >>> extreme_token_summary(call)["sink_score"]  # (heads,)
     """
@@ -119,25 +121,27 @@ def extreme_token_summary(
     totals = torch.zeros(9, num_heads, device=device)
     column_mass, column_entr = torch.zeros(2, rows, num_heads, num_keys, device=device)
     seen_by = torch.zeros(rows, num_heads, num_keys, device=device)
-    for part in attention_blocks(call, block):
-        weights = part.weights()
-        visible, num_visible = part.visible, part.num_visible
-        query_position = torch.arange(part.first_query, part.first_query + weights.shape[2], device=device)
+    for part in attention_blocks(call, block, most):
+        weights, log_shares, visible = part.weights(), part.log_shares(), part.visible
+        is_softmax = part.kind == "softmax"
+        # − p log p, of which a softmax's rows and columns want the same.
+        row_entr = -((weights if is_softmax else part.shares()) * log_shares.clamp(min=-1e4))
+        num_visible = part.num_visible
         inside = slice(part.first_query, part.first_query + weights.shape[2])
-        is_sink = (key_position == sink[:, inside, None])[:, None]
+        query_position = torch.arange(part.first_query, inside.stop, device=device)
+        at = sink[:, None, inside, None].expand(*weights.shape[:3], 1)
+        to_sink, at_sink = (one.gather(3, at)[..., 0] for one in (weights, part.logits))
         counted = late_queries(part, starts[:, inside])
         if queries is not None:
             counted = counted & queries[:, None, inside]
-        to_sink = (weights * is_sink).sum(-1)
-        others = visible & ~is_sink & (key_position != query_position[:, None])
+        is_other = (key_position != sink[:, inside, None]) & (key_position != query_position[:, None])
+        others = visible & is_other[:, None]
         num_others = others.sum(-1)
-        compares = counted & (num_others > 0) & ((visible & is_sink).sum(-1) > 0)
-        at_sink = part.logits.masked_fill(~is_sink, 0.0).sum(-1)
+        compares = counted & (num_others > 0) & torch.isfinite(at_sink)
         logit = at_sink - part.logits.masked_fill(~others, 0.0).sum(-1) / num_others.clamp(min=1)
         log_mean = part.logits.masked_fill(~others, float("-inf")).logsumexp(-1) - num_others.clamp(min=1).log()
         logit, against_lme = (torch.where(compares, one, 0.0) for one in (logit, at_sink - log_mean))
-        row_entropy = -torch.linalg.vecdot(part.shares(), part.log_shares().clamp(min=-1e4))
-        row_entropy = torch.where(num_visible > 1, row_entropy / num_visible.clamp(min=2).log(), 0.0)
+        row_entropy = torch.where(num_visible > 1, row_entr.sum(-1) / num_visible.clamp(min=2).log(), 0.0)
         measured = (
             to_sink * counted,
             (to_sink > ATTENDED) & counted,
@@ -151,7 +155,7 @@ def extreme_token_summary(
         )
         totals += torch.stack([one.float().sum((0, 2)) for one in measured])
         column_mass += weights.sum(2)
-        column_entr += torch.special.entr(weights).sum(2)
+        column_entr += (row_entr if is_softmax else torch.special.entr(weights)).sum(2)
         seen_by += visible.sum(2)
     score, share, num_counted, logit_sum, square_sum, lme_sum, num_compared, row_sum, num_rows = totals
     mean_logit = logit_sum / num_compared
@@ -259,6 +263,7 @@ class ExtremeTokens(Probe):
         sink: "auto" finds it anew at every look and layer; a number is its position, counted from a row's first real one.
         delimiters: Token ids that may be sinks too.
         layers: Names of attention modules to look at; None means all.
+        most: Queries of each row that are looked at, at even distances: for long contexts. None means all.
 
     Source: 2410.13835, sections 2 and 4. Reads ReLU and sigmoid attention too (`dynascope.nn.relu_attention`).
 
@@ -301,11 +306,14 @@ class ExtremeTokens(Probe):
         sink: Literal["auto"] | int = "auto",
         delimiters: Collection[int] = (),
         layers: Collection[str] | None = None,
+        most: int | None = None,
     ) -> None:
+        if most is not None and most < 1:
+            raise ValueError(f"most={most} must be at least 1 query a row, or None for all")
         if sink != "auto" and not 0 <= sink < POSITIONS:
             raise ValueError(f'sink={sink} must be "auto" or a position below {POSITIONS}')
         self._modules = {} if model is None else dict(model.named_modules())
-        self._sink, self._delimiters, self._layers = sink, tuple(delimiters), layers
+        self._sink, self._delimiters, self._layers, self._most = sink, tuple(delimiters), layers, most
         self._last: tuple[Tensor, Tensor] | None = None
 
     def measure(self, view: AttentionCall | ModuleOutput) -> Mapping[str, Tensor]:
@@ -316,13 +324,13 @@ class ExtremeTokens(Probe):
         if self._layers is not None and call.name not in self._layers:
             return {}
         if self._sink == "auto":
-            sink, first = find_sink(call, self._delimiters)
+            sink, first = find_sink(call, self._delimiters, most=self._most)
         else:
             first = first_visible(call)
             sink = (document_starts(call) + self._sink).clamp(max=call.key.shape[2] - 1)
         self._last = sink[:, -1], first
         weight = output_weights(self._modules.get(call.name.split("#")[0]), call.query.shape[1])
-        summary = extreme_token_summary(call, sink, output_weight=weight)
+        summary = extreme_token_summary(call, sink, output_weight=weight, most=self._most)
         summary["sink_position"] = (sink[:, -1] - first).float().mean()
         return {f"extreme/{name}": value for name, value in summary.items()}
 

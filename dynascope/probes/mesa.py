@@ -12,7 +12,7 @@ from dynascope.nn.linear_attention import LinearCausalAttention
 from dynascope.probes.probe import Need, Probe
 from dynascope.probes.views import ModelView
 from dynascope.record import Series
-from dynascope.theory.mesa import effective_gd_step, off_diagonal_share
+from dynascope.theory.mesa import GDStepFit, off_diagonal_share
 
 
 class MesaOptimizer(Probe):
@@ -58,12 +58,13 @@ class MesaOptimizer(Probe):
         readout: Callable[[Any], Tensor] = lambda output: output,
     ) -> None:
         self.prompts, self.inputs, self.readout = prompts, inputs, readout
+        self._fit = GDStepFit(prompts)
         self._conserved: Tensor | None = None
 
     def measure(self, view: ModelView) -> Mapping[str, Tensor]:
         """The fit, and the scalars where there are such."""
         predictions = self.readout(called(view.model, self.inputs(self.prompts)))
-        fit = effective_gd_step(predictions, self.prompts)
+        fit = self._fit(predictions)
         errors = (predictions - self.prompts[:, 2:]).abs().square().sum(2).mean(0)
         measured = {
             "mesa/step": fit.step,

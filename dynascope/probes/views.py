@@ -1,5 +1,6 @@
 """What probes are shown of a run: plain dataclasses of tensors, built by the watch and easy to build by hand."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,7 +175,7 @@ class AttentionBlock:
     @cached_property
     def visible(self) -> Bool[Tensor, "rows heads block keys"]:
         """Which keys each query sees."""
-        return self.logits > float("-inf")
+        return self.logits > -math.inf
 
     @cached_property
     def num_visible(self) -> Int[Tensor, "rows heads block"]:
@@ -182,36 +183,43 @@ class AttentionBlock:
         return self.visible.sum(-1)
 
     def weights(self) -> Float[Tensor, "rows heads block keys"]:
-        """The attention weights; rows that see no key are all 0, never NaN."""
+        """What each query gives to each key; 0 where hidden, and in rows that see no key."""
         if self.kind == "softmax":
             # Several times faster than exp of its logarithm, which is slow where keys are hidden.
-            return torch.softmax(self.logits, dim=-1).nan_to_num_(nan=0.0)
-        return self.log_weights().exp()
+            return self.logits.softmax(-1).nan_to_num_(nan=0.0)
+        if self.kind == "relu":
+            return self.logits.clamp(min=0) / self.num_visible.unsqueeze(-1).clamp(min=1)
+        return self.logits.sigmoid()
+
+    def shares(self) -> Float[Tensor, "rows heads block keys"]:
+        """Each key's share of what its row attends; 0 where the row attends to nothing."""
+        weights = self.weights()
+        if self.kind == "softmax":
+            return weights
+        return (weights / weights.sum(-1, keepdim=True)).nan_to_num(nan=0.0)
 
     def log_weights(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of the attention weights; rows that see no key are all -inf, never NaN."""
         if self.kind == "relu":
-            return (self.logits.clamp(min=0) / self.num_visible.unsqueeze(-1).clamp(min=1)).log()
+            return self.weights().log()
         if self.kind == "sigmoid":
             return torch.nn.functional.logsigmoid(self.logits)
-        return torch.log_softmax(self.logits, dim=-1).nan_to_num_(nan=float("-inf"))
-
-    def shares(self) -> Float[Tensor, "rows heads block keys"]:
-        """Each key's share of what its row attends; all 0 where the row attends to nothing."""
-        return self.weights() if self.kind == "softmax" else self.log_shares().exp()
+        return torch.log_softmax(self.logits, dim=-1).nan_to_num_(nan=-math.inf, neginf=-math.inf)
 
     def log_shares(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of each key's share of what its row attends; all -inf where the row attends to nothing."""
         log_weights = self.log_weights()
         if self.kind == "softmax":
             return log_weights
-        return (log_weights - log_weights.logsumexp(-1, keepdim=True)).nan_to_num(nan=float("-inf"))
+        relative = log_weights - log_weights.logsumexp(-1, keepdim=True)
+        return relative.nan_to_num(nan=-math.inf, neginf=-math.inf)
 
 
-def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[AttentionBlock]:
+def attention_blocks(call: AttentionCall, block: int = 128, most: int | None = None) -> Iterator[AttentionBlock]:
     """The call's logits a block of queries at a time, so that no queries × keys map of the whole call is kept.
 
-    Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask.
+    Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask. With
+    `most` only so many queries of each row are looked at, in blocks at even distances of which the last is at the end.
 
     >>> for part in attention_blocks(call, block=64):
     ...     part.weights().sum(-1)  # ones
@@ -220,7 +228,14 @@ def attention_blocks(call: AttentionCall, block: int = 128) -> Iterator[Attentio
     groups = num_heads // call.key.shape[1]
     key = call.key.float().repeat_interleave(groups, dim=1).transpose(-2, -1)
     key_position = torch.arange(num_keys, device=key.device)
-    for first in range(0, num_queries, block):
+    if most is not None and most < num_queries:
+        # Eight places at least, as attention early in a row is another thing than late.
+        block = max(1, min(block, most // 8))
+        count = max(1, most // block)
+        firsts = [num_queries * part // count - block for part in range(1, count + 1)]
+    else:
+        firsts = list(range(0, num_queries, block))
+    for first in firsts:
         last = min(first + block, num_queries)
         logits = (call.query[:, :, first:last].float() * call.scale) @ key
         if call.is_causal:

@@ -6,7 +6,9 @@ centred inputs, exactly so as ω → 0 at fixed ω μ, and that is where trainin
 N(0, I) unless told otherwise, and risks are mean squared errors against noisy labels.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +20,8 @@ from torch import Tensor
 
 Phase = Literal["growth", "alignment", "manifold"]
 
-# Predictors of the query's label from the prompt
+# Predictors of the query's label from the prompt. With `lengths` each gives its answers (lengths, *batch) to the beginnings
+# of so many examples, at little more than the cost of the longest; ValueError unless they rise within the prompt.
 
 
 def gd_predict(
@@ -26,15 +29,15 @@ def gd_predict(
     y: Float[Tensor, "*batch length"],
     query: Float[Tensor, "*batch dim"],
     step: float,
-) -> Float[Tensor, "*batch"]:
+    lengths: Sequence[int] | None = None,
+) -> Float[Tensor, "..."]:
     """One step of gradient descent from zero: (η/L) Σ y_l x_l·x_q.
 
     >>> gd_predict(torch.eye(2), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 1.0)
     tensor(0.5000)
     """
-    weights = (x @ query[..., None])[..., 0]
-    predicted: Tensor = step * (y * weights).mean(-1)
-    return predicted
+    per_example = y * (x @ query[..., None])[..., 0]
+    return _shaped(step * _mean(per_example, lengths), lengths)
 
 
 def debiased_gd_predict(
@@ -42,13 +45,18 @@ def debiased_gd_predict(
     y: Float[Tensor, "*batch length"],
     query: Float[Tensor, "*batch dim"],
     step: float,
-) -> Float[Tensor, "*batch"]:
+    lengths: Sequence[int] | None = None,
+) -> Float[Tensor, "..."]:
     """The same on centred inputs, (η/L) Σ y_l (x_l − x̄)·x_q: blind to a constant added to all labels.
 
     >>> debiased_gd_predict(torch.eye(2), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 1.0)
     tensor(-0.5000)
     """
-    return gd_predict(x - x.mean(-2, keepdim=True), y, query, step)
+    along = (x @ query[..., None])[..., 0]
+    # Centred labels come to the same, and nothing cancels when they are far from zero.
+    centred = y - y.mean(-1, keepdim=True)
+    covariance = _mean(centred * along, lengths) - _mean(centred, lengths) * _mean(along, lengths)
+    return _shaped(step * covariance, lengths)
 
 
 def ridge_predict(
@@ -56,7 +64,8 @@ def ridge_predict(
     y: Float[Tensor, "*batch length"],
     query: Float[Tensor, "*batch dim"],
     noise_variance: float,
-) -> Float[Tensor, "*batch"]:
+    lengths: Sequence[int] | None = None,
+) -> Float[Tensor, "..."]:
     """The best of all predictors, x_qᵀ (XᵀX + σ² d I)⁻¹ Xᵀ y: the mean of the label given the prompt.
 
     Without noise it is least squares of smallest norm. Raises ValueError for a negative variance.
@@ -66,14 +75,14 @@ def ridge_predict(
     """
     if noise_variance < 0:
         raise ValueError(f"noise_variance={noise_variance} must not be negative")
-    dim = x.shape[-1]
     if noise_variance == 0:
-        weights = (torch.linalg.pinv(x) @ y[..., None])[..., 0]
+        ends = _ends(y, lengths)
+        weights = torch.stack([(torch.linalg.pinv(x[..., :end, :]) @ y[..., :end, None])[..., 0] for end in ends])
     else:
-        penalty = noise_variance * dim * torch.eye(dim, dtype=x.dtype, device=x.device)
-        weights = torch.linalg.solve(x.mT @ x + penalty, (x.mT @ y[..., None])[..., 0])
-    predicted: Tensor = (weights * query).sum(-1)
-    return predicted
+        moments = _second_moments(x, y, lengths)
+        penalty = noise_variance * x.shape[-1] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        weights = torch.linalg.solve(moments[..., :-1, :-1] + penalty, moments[..., :-1, -1])
+    return _shaped((weights * query).sum(-1), lengths)
 
 
 def softmax_heads_predict(
@@ -82,7 +91,8 @@ def softmax_heads_predict(
     query: Float[Tensor, "*batch dim"],
     omega: Float[Tensor, " heads"],
     mu: Float[Tensor, " heads"],
-) -> Float[Tensor, "*batch"]:
+    lengths: Sequence[int] | None = None,
+) -> Float[Tensor, "..."]:
     """What heads with KQ = ω I and OV = μ on the label say: Σ_h μ_h Σ_l softmax(ω_h x_l·x_q) y_l.
 
     Source: 2503.12734, section 3.
@@ -90,10 +100,62 @@ def softmax_heads_predict(
     >>> softmax_heads_predict(torch.eye(2), torch.ones(2), torch.ones(2), torch.tensor([1.0]), torch.tensor([3.0]))
     tensor(3.)
     """
-    logits = omega[:, None] * (x @ query[..., None])[..., None, :, 0]
-    per_head = (torch.softmax(logits, -1) @ y[..., None])[..., 0]
-    predicted: Tensor = per_head @ mu
-    return predicted
+    along, labels = (one.movedim(-1, 0).contiguous() for one in ((x @ query[..., None])[..., 0], y))
+    logits = omega.view(-1, *(1,) * (along.ndim - 1)) * along[:, None]
+    # Each part by its own largest logit, and parts by the largest so far: nothing overflows, and no sum is empty.
+    largest, total, labelled = [], [], []
+    for part, told in zip(_parts(logits, lengths, 0), _parts(labels[:, None], lengths, 0), strict=True):
+        largest.append(part.amax(0))
+        weights = (part - largest[-1]).exp()
+        total.append(weights.sum(0))
+        labelled.append((weights * told).sum(0))
+    per_head = []
+    for count in range(1, len(largest) + 1):
+        share = torch.stack(largest[:count]).softmax(0)
+        per_head.append((share * torch.stack(labelled[:count])).sum(0) / (share * torch.stack(total[:count])).sum(0))
+    return _shaped(torch.stack(per_head).movedim(1, -1) @ mu, lengths)
+
+
+def _ends(along: Tensor, lengths: Sequence[int] | None) -> list[int]:
+    """How many examples each answer may see; the last axis has them."""
+    ends = [along.shape[-1]] if lengths is None else list(lengths)
+    if not ends or ends[0] < 1 or ends[-1] > along.shape[-1] or any(b <= a for a, b in itertools.pairwise(ends)):
+        raise ValueError(f"lengths={ends} must rise from 1 or more to at most the prompt's {along.shape[-1]}")
+    return ends
+
+
+def _parts(tensor: Tensor, lengths: Sequence[int] | None, dim: int = -1) -> Sequence[Tensor]:
+    """The examples that each length has more than the one before it."""
+    ends = _ends(tensor.movedim(dim, -1), lengths)
+    return tensor.narrow(dim, 0, ends[-1]).tensor_split(ends[:-1], dim)
+
+
+def _second_moments(x: Tensor, y: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """Σ z zᵀ of tokens z = (x, y) over the first so many examples, by length."""
+    if lengths is None:
+        tokens = torch.cat([x, y[..., None]], -1)
+        return (tokens.mT @ tokens)[None]
+    # Products of many matrices of few examples cost thrice what sums of rank one over the whole batch do.
+    by_example = torch.cat([x.movedim((-2, -1), (0, 1)), y.movedim(-1, 0)[:, None]], 1)
+    ends, moments = _ends(y, lengths), list[Tensor]()
+    total = by_example.new_zeros(x.shape[-1] + 1, *by_example.shape[1:])
+    for count, example in enumerate(by_example[: ends[-1]], start=1):
+        total.addcmul_(example[:, None], example)
+        if count == ends[len(moments)]:
+            moments.append(total.movedim((0, 1), (-2, -1)).contiguous())
+    return torch.stack(moments)
+
+
+def _mean(per_example: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """Means over the first so many examples, by length."""
+    if lengths is None:
+        return per_example.mean(-1)[None]
+    ends = torch.tensor(_ends(per_example, lengths), device=per_example.device)
+    return (per_example.cumsum(-1)[..., ends - 1] / ends).movedim(-1, 0)
+
+
+def _shaped(answers: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    return answers[0] if lengths is None else answers
 
 
 # Risks

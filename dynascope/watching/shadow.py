@@ -63,13 +63,13 @@ def tap(
     needs: frozenset[Need],
     observe: Observer,
     prefix: str = "",
-) -> None:
-    """`shadow_pass` on all the rows that are given."""
+) -> Any:
+    """`shadow_pass` on all the rows that are given; returns what the model does."""
     tokens = next(
         (leaf for leaf in _tensors([kwargs.get("input_ids")], {}) + _tensors(args, kwargs) if is_tokens(leaf)), None
     )
     with undisturbed(model), torch.no_grad(), _Taps(model, needs, observe, prefix, tokens):
-        model(*args, **kwargs)
+        return model(*args, **kwargs)
 
 
 def first_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,21 +7,44 @@ import torch
 from torch import Tensor, nn
 
 from dynascope.nn import RunningMoments, TwoLayerNet, train_ensemble
+from dynascope.nn.ensembles import last_layer_limit
 
 
-def test_side_by_side_is_one_by_one() -> None:
-    x, y, inputs = torch.randn(6, 3), torch.randn(6, 3), torch.randn(4, 3)
+@pytest.mark.parametrize("parametrization", ["ntk", "standard"])
+@pytest.mark.parametrize("b_std", [0.0, 0.3])
+@pytest.mark.parametrize("x", [torch.randn(6, 3, generator=torch.Generator().manual_seed(3)), torch.eye(3)])
+def test_side_by_side_is_one_by_one(x: Tensor, b_std: float, parametrization: str) -> None:
+    """In closed form, of unit inputs and others, and by autograd where there are biases."""
     torch.manual_seed(0)
-    networks = [TwoLayerNet(3, 16) for _ in range(5)]
+    x, y, inputs = x.double(), torch.randn(len(x), 3).double(), torch.randn(4, 3).double()
+    networks = [TwoLayerNet(3, 16, parametrization=parametrization, b_std=b_std).double() for _ in range(5)]
     queue = copy.deepcopy(networks)
-    found = torch.cat(list(train_ensemble(lambda: queue.pop(0), x, y, inputs, 5, lr=0.1, num_steps=10, at_once=2)))
+    found = torch.cat(list(train_ensemble(lambda: queue.pop(0), x, y, inputs, 5, lr=0.02, num_steps=10, at_once=2)))
     for network, outputs in zip(networks, found, strict=True):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
         for _ in range(10):
             optimizer.zero_grad()
             (0.5 * (network(x) - y).square().sum()).backward()
             optimizer.step()
         torch.testing.assert_close(outputs, network(inputs).detach())
+
+
+def test_the_last_layers_limit_is_where_its_training_ends() -> None:
+    torch.manual_seed(0)
+    x, y, inputs = torch.eye(3).double(), torch.randn(3, 3).double(), torch.randn(4, 3).double()
+    network = TwoLayerNet(3, 32, parametrization="standard").double()
+    found = last_layer_limit(network, x, y, inputs)
+    features = (x @ network.first.T).relu().detach()
+    lr = 1 / float(torch.linalg.eigvalsh(features @ features.T)[-1])
+    optimizer = torch.optim.SGD([network.second], lr=lr)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        (0.5 * (network(x) - y).square().sum()).backward()
+        optimizer.step()
+    torch.testing.assert_close(found, network(inputs).detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(last_layer_limit(network, x, y, x), y)
+    with pytest.raises(ValueError, match="b_std=0"):
+        last_layer_limit(TwoLayerNet(3, 8, b_std=0.1), x, y, x)
 
 
 def test_another_loss_biases_and_stopping_early() -> None:

@@ -22,7 +22,7 @@ from dynascope.probes.extreme_tokens import (
     value_drain,
 )
 from dynascope.probes.probe import Need
-from dynascope.probes.views import AttentionCall, ModuleOutput
+from dynascope.probes.views import AttentionCall, ModuleOutput, attention_blocks
 from dynascope.watching.shadow import tap
 
 
@@ -139,6 +139,28 @@ def test_queries_can_be_narrowed() -> None:
     torch.testing.assert_close(
         extreme_token_summary(call, queries=chosen)["sink_score"], expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_few_queries_at_even_distances_stand_for_all() -> None:
+    call = random_call()
+    assert [part.first_query for part in attention_blocks(call, most=4)] == [2, 5, 8, 11]
+    chosen = torch.zeros(2, 12, dtype=torch.bool)
+    chosen[:, [2, 5, 8, 11]] = True
+    few, narrowed = extreme_token_summary(call, most=4), extreme_token_summary(call, queries=chosen)
+    for name in ("sink_score", "sink_share", "sink_logit", "sink_logit_lme", "sink_logit_spread", "value_drain"):
+        torch.testing.assert_close(few[name], narrowed[name], rtol=1e-5, atol=1e-6)
+    every, whole = extreme_token_summary(call, most=12), extreme_token_summary(call)
+    assert all(torch.equal(every[name], whole[name]) for name in whole)
+    assert find_sink(to_position(3), most=4)[0].tolist() == [[3] * 12]
+
+
+def test_few_queries_are_what_the_probe_looks_at_if_asked() -> None:
+    call = to_position(0, length=64)
+    found = ExtremeTokens(sink=0, most=16).measure(call)
+    assert float(found["extreme/sink_score"]) == 1
+    assert float(found["extreme/column_entropy"]) == pytest.approx(1)
+    with pytest.raises(ValueError, match="most=0"):
+        ExtremeTokens(most=0)
 
 
 @pytest.mark.parametrize("place", [0, 3, 7])

@@ -55,6 +55,33 @@ def test_two_opposite_heads_are_debiased_gradient_descent_in_the_limit() -> None
     assert errors[2] / errors[1] == pytest.approx(0.01, rel=0.01)
 
 
+PREDICTORS: dict[str, Callable[..., Tensor]] = {
+    "gd": lambda *told: gd_predict(*told[:3], 0.9, *told[3:]),
+    "debiased": lambda *told: debiased_gd_predict(*told[:3], 0.9, *told[3:]),
+    "ridge": lambda *told: ridge_predict(*told[:3], 0.1, *told[3:]),
+    "least squares": lambda *told: ridge_predict(*told[:3], 0.0, *told[3:]),
+    "heads": lambda *told: softmax_heads_predict(*told[:3], tensor(0.3, -40.0), tensor(2.0, -1.0), *told[3:]),
+}
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_answers_by_length_are_those_to_the_beginnings(name: str) -> None:
+    """Also of heads so sharp that exp of their logits' differences underflows within a prompt."""
+    x, y, query = parts(prompts_of(6, 30))
+    lengths, predict = (1, 2, 7, 19, 30), PREDICTORS[name]
+    expected = [predict(x[:, :length], y[:, :length] + 100, query) for length in lengths]
+    torch.testing.assert_close(predict(x, y + 100, query, lengths), torch.stack(expected), rtol=1e-7, atol=1e-9)
+    # Without batch axes, and up to fewer examples than there are.
+    torch.testing.assert_close(predict(x[0], y[0] + 100, query[0], [7])[0], expected[2][0], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("lengths", [(), (0, 3), (3, 3), (5, 31)])
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_lengths_that_no_prompt_has_are_told(name: str, lengths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must rise from 1 or more to at most the prompt's 30"):
+        PREDICTORS[name](*parts(prompts_of(2, 30)), lengths)
+
+
 @pytest.mark.parametrize("length", [1, 2, 10, 40])
 def test_risks_are_exact_at_every_length(length: int) -> None:
     prompts = prompts_of(60_000, length)

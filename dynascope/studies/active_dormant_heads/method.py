@@ -99,8 +99,13 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     declare(record)
     inputs = tests[:, :-1]
     is_trigger = task.trigger_mask(inputs)
-    looks = {*log_steps(num_steps, per_decade=10), num_steps // 3}
-    descend(optimizer, loss, num_steps, looks=looks, look=lambda step: look(step, model, task, inputs, record))
+    judged = {num_steps // 3, num_steps}
+    looks = {*log_steps(num_steps, per_decade=10), *judged}
+
+    def watched(step: int) -> None:
+        look(step, model, task, inputs if step in judged else inputs[::4], record)
+
+    descend(optimizer, loss, num_steps, looks=looks, look=watched)
 
     maps: list[Tensor] = []
     tap(
@@ -148,8 +153,8 @@ def look(step: int, model: ToyTransformer, task: BigramBackcopy, inputs: Tensor,
         for name, value in found.items():
             measured.setdefault(name, []).append(value)
 
-    tap(model, (inputs,), {}, probe.needs, observe)
+    logits = tap(model, (inputs,), {}, probe.needs, observe)
     record.add(step, {name: torch.stack(values) for name, values in measured.items()})
-    risks = task.risks(model(inputs), inputs)
+    risks = task.risks(logits, inputs)
     record.add(step, {"risk/copy": risks.copy, "risk/copy_excess": risks.copy_excess})
     record.add(step, {"risk/markov_excess": risks.markov_excess})
