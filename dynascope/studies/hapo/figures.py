@@ -1,4 +1,4 @@
-"""Figures of `hapo`: entropy over training, what several tries solve, and where along entropy the clip acts."""
+"""Figures of `hapo`: entropy and answers over training, what the guard breaks, and where along entropy the clip acts."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,12 @@ ARMS = {
     "clip": "D: clip",
     "hapo": "all (HAPO)",
 }
+AVERAGED = {"token-average": ARMS["token-average"], "token-average-unguarded": "B, no guard", "hapo": ARMS["hapo"]}
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
-    """Entropy and answers part by part, and the clip."""
-    return [entropies(runs), answers(runs), clips(runs)]
+    """Entropy and answers part by part, the guard, and the clip."""
+    return [entropies(runs), answers(runs), guard(runs), clips(runs)]
 
 
 def entropies(runs: Sequence[Runs]) -> Chart:
@@ -34,6 +35,30 @@ def answers(runs: Sequence[Runs]) -> Chart:
     """Pass@1 over training, by parts."""
     title = "What each part answers"
     return mean_lines(runs, ARMS, "test/correct", title=title, y="share of right answers", points=True)
+
+
+def guard(runs: Sequence[Runs]) -> Chart:
+    """How far a rollout's advantages are from cancelling, against the share of tokens that the guard took."""
+    rows = [
+        {"guarded": 100 * float(share), "mean": abs(float(mean)), "what": shown}
+        for records in runs
+        for arm, shown in AVERAGED.items()
+        if arm in records
+        for share, mean in zip(
+            records[arm]["advantage/guarded"].values, records[arm]["weight/token_mean"].values, strict=True
+        )
+    ]
+    chart = (
+        alt.Chart(width=430, height=220)
+        .mark_point(size=40)
+        .encode(
+            x=alt.X("guarded:Q", title="tokens in groups that the guard compares by completions (%)"),
+            y=alt.Y("mean:Q", title="|mean advantage of a token|"),
+            color=alt.Color("what:N", title=None, sort=list(AVERAGED.values())),
+            shape=alt.Shape("what:N", title=None, sort=list(AVERAGED.values())),
+        )
+    )
+    return draw("Only the guard keeps advantages from cancelling", "One mark a rollout, all seeds.", rows, chart)
 
 
 def clips(runs: Sequence[Runs]) -> Chart:
