@@ -24,8 +24,16 @@ from dynascope.rl.distillation import (
     kd_mask,
     kd_rkl_loss,
 )
+from dynascope.rl.entropy.baselines import (
+    CompletionEntropy,
+    DualTokenClip,
+    EntropyAdvantage,
+    ForkingTokens,
+    TopEntropy,
+)
 from dynascope.rl.entropy.parts import AdaptiveTemperature, entropy_aware
 from dynascope.rl.entropy.signal import EntropySignal, token_entropy
+from dynascope.rl.exploration import PassAtKMixed, TopCovariance, pass_at_k_advantage
 from dynascope.rl.hidden_reward import (
     HiddenReward,
     HiddenRewardSteering,
@@ -71,7 +79,11 @@ __all__ = [
     "PRESETS",
     "AdaptiveTemperature",
     "AdvantageFilter",
+    "CompletionEntropy",
+    "DualTokenClip",
+    "EntropyAdvantage",
     "EntropySignal",
+    "ForkingTokens",
     "GroupZScore",
     "HiddenReward",
     "HiddenRewardSteering",
@@ -79,6 +91,7 @@ __all__ = [
     "LeaveOneOut",
     "LinearAnneal",
     "LossView",
+    "PassAtKMixed",
     "PolicyBatch",
     "PolicyObjective",
     "QuantileTracker",
@@ -87,6 +100,8 @@ __all__ = [
     "TeacherAdvantage",
     "TeacherReward",
     "TeacherScorer",
+    "TopCovariance",
+    "TopEntropy",
     "WhitenedReturns",
     "aggregate",
     "center",
@@ -114,6 +129,7 @@ __all__ = [
     "mvar_advantage",
     "normalize_advantages",
     "nthr_reweight",
+    "pass_at_k_advantage",
     "ppo",
     "preset",
     "reinforce_pp",

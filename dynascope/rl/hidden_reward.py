@@ -8,13 +8,15 @@ unembedding. So what a token does to the right answers P of its prompt is
 and its hidden reward is the sign of its advantage times that: positive where the update makes right answers likelier,
 negative where it makes them rarer, as when a wrong answer is punished for the right steps in it (2505.18830).
 
-A token that the policy is sure of has g ≈ 0, hence no hidden reward: "dominant" partly means "uncertain". Tied embeddings
-and capped logits break the identity with the gradient, not the computation.
+A token that the policy is sure of has g ≈ 0, hence no hidden reward: "dominant" partly means "uncertain", and with training
+|THR| shrinks everywhere, so that the threshold is each group's own. Tied embeddings break the identity with the gradient (the
+embedding moves along), not the computation. With logits that are capped (c·tanh(z/c)) each component of g would carry a factor
+1 − (logit/c)²: hand the capped logits over, and what comes out leaves that factor away; slots refuse such models.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -409,20 +411,3 @@ def positive_only(advantage: Tensor, batch: PolicyBatch) -> Tensor:
     >>> grpo.having(post=(positive_only,))
     """
     return advantage.clamp(min=0)
-
-
-@dataclass(frozen=True)
-class TopEntropy:
-    """Learn from the share of tokens with the highest entropy alone, as a `post` slot: the baseline that users ask for.
-
-    >>> grpo.having(post=(TopEntropy(0.2),))
-    """
-
-    share: float = 0.2
-    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
-
-    def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Float[Tensor, "N T"]:
-        assert batch.entropy is not None
-        spread = advantage if advantage.ndim == 2 else advantage[:, None]
-        least = batch.entropy[batch.mask].quantile(1 - self.share)
-        return spread * ((batch.entropy >= least) & batch.mask)

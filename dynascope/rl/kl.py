@@ -1,4 +1,4 @@
-"""Estimates of a KL divergence from the log-probabilities of sampled tokens, and the term that they make in a loss.
+r"""Estimates of a KL divergence from the log-probabilities of sampled tokens, and the term that they make in a loss.
 
 With R = log π_ref − log π at tokens sampled from π, autograd sees only the estimate, not the sampling, so what an
 estimate is worth as a *value* and as a *loss* are two things (derived by differentiating under the expectation):
@@ -8,6 +8,7 @@ estimate is worth as a *value* and as a *loss* are two things (derived by differ
 | k1   | −R    | KL(π ‖ ref)   | 0: it trains nothing. As a detached reward, R is the right one |
 | k2   | R²/2  | biased        | that of KL(π ‖ ref), exactly                                   |
 | k3   | eᴿ−R−1| KL(π ‖ ref)   | that of KL(ref ‖ π), the forward one, with heavy-tailed weights |
+| abs  | \|R\| | biased        | that of Σ \|π − ref\|, twice the total variation                |
 | full |       | KL(π ‖ ref)   | that of KL(π ‖ ref), without sampling noise                    |
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from dynascope.rl.batch import PolicyBatch
 
-Kind = Literal["k1", "k2", "k3", "full"]
+Kind = Literal["k1", "k2", "k3", "abs", "full"]
 
 
 def kl_estimate(
@@ -61,8 +62,10 @@ def kl_estimate(
         estimate, slope = near.square() / 2, near
     elif kind == "k3":
         estimate, slope = near.exp() - near - 1, near.exp() - 1
+    elif kind == "abs":
+        estimate, slope = near.abs(), near.sign()
     else:
-        raise ValueError(f"kind is k1, k2, k3 or full, not {kind!r}")
+        raise ValueError(f"kind is k1, k2, k3, abs or full, not {kind!r}")
     if clamp is not None:
         estimate = estimate + slope.detach() * (gap - near)
     return estimate.detach() if as_reward else estimate
@@ -70,17 +73,19 @@ def kl_estimate(
 
 @dataclass(frozen=True)
 class KLTerm:
-    """Coefficient · KL(π ‖ start model or teacher), as a term of the loss.
+    """Coefficient · KL(π ‖ start model, teacher, or the policy that sampled), as a term of the loss.
 
     `coefficient` is a number or a function of the training step. `keep` says how much each completion (N,) or token
     (N, T) of a batch counts, from 0 to 1; with `norm="all"` fewer kept ones make a weaker term, with "kept" the term is
     the mean over what is kept. `is_ratio_weighted` multiplies by the current ratio, which makes k1 and k3 right when
     the policy has moved since it sampled.
 
+    Raises ValueError for "full" against the policy that sampled, whose logits nobody keeps.
+
     >>> grpo.having(kl=(KLTerm("teacher", "k2", 5e-3, keep=lambda batch: ~batch.correct),))
     """
 
-    against: Literal["ref", "teacher"] = "ref"
+    against: Literal["ref", "teacher", "behaviour"] = "ref"
     kind: Kind = "k3"
     coefficient: float | Callable[[int], float] = 1e-3
     clamp: float | None = None
@@ -89,6 +94,10 @@ class KLTerm:
     is_ratio_weighted: bool = False
     also_needs: frozenset[str] = frozenset()
     """What `keep` reads of the batch beyond rewards and mask."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "full" and self.against == "behaviour":
+            raise ValueError("kind='full' needs the other's logits, and those of the policy that sampled are not kept")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -111,7 +120,7 @@ class KLTerm:
             other,
             self.kind,
             logits=batch.logits,
-            ref_logits=getattr(batch, f"{self.against}_logits"),
+            ref_logits=getattr(batch, f"{self.against}_logits", None),
             clamp=self.clamp,
         )
         return estimate.masked_fill(~batch.mask, 0.0)

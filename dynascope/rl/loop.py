@@ -18,7 +18,7 @@ from dynascope.rl.critic import LinearCritic
 from dynascope.rl.distillation import TeacherScorer, solved
 from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
-from dynascope.rl.rollout import Rollout, sample, score
+from dynascope.rl.rollout import Rollout, sample, score, unembedding
 from dynascope.rl.tasks.rewards import Reward, evaluate_rewards
 
 _SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
@@ -227,7 +227,9 @@ def known_before(
         wanted |= {"hidden"}
     if rollout.hidden is not None and not wanted.isdisjoint({"hidden", "unembedding"}):
         wanted -= {"hidden", "unembedding"}
-        known |= {"hidden": rollout.hidden, "unembedding": model.get_output_embeddings().weight}  # type: ignore[operator]
+        known["hidden"] = rollout.hidden
+        if "unembedding" in objective.rollout_needs:
+            known["unembedding"] = unembedding(model)
     if wanted:
         told = score(model, rollout, wanted)
         known |= {name: told[name] for name in told if name != "log_probs"}

@@ -189,7 +189,9 @@ class PolicyObjective:
         loss = self.policy_weight * policy_loss
         divergences = {}
         for term in self.kl:
-            weighed, divergences[f"kl/{term.against}"] = self._divergence(term, ratio, batch)
+            weighed, plain = self._divergence(term, ratio, batch)
+            if term.against != "behaviour":  # of which every loss tells
+                divergences[f"kl/{term.against}"] = plain
             loss = loss + term.weight(batch.step) * weighed
         if self.entropy_bonus:
             assert batch.entropy is not None

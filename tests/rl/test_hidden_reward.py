@@ -14,7 +14,6 @@ from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.hidden_reward import (
     HiddenRewardSteering,
     SharedTokenRelief,
-    TopEntropy,
     gwhes,
     nthr_reweight,
     positive_only,
@@ -314,11 +313,6 @@ def test_on_gspo_each_token_has_its_own_advantage_at_the_sequences_ratio() -> No
 def test_baselines() -> None:
     world = World()
     assert float(positive_only(torch.tensor([-1.0, 2.0]), world.batch()).min()) == 0
-    seen = world.batch()
-    kept = TopEntropy(0.2)(torch.ones(9), seen) > 0
-    assert int(kept.sum()) == pytest.approx(0.2 * int(world.mask.sum()), abs=1)
-    assert seen.entropy is not None
-    assert seen.entropy[kept].min() > seen.entropy[world.mask & ~kept].max()
 
 
 def test_what_is_missing_or_impossible_is_told() -> None:

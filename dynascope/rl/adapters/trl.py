@@ -108,7 +108,9 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             local["tokens"] = output["completion_ids"]
         if not needs.isdisjoint({"hidden", "unembedding"}):
             with torch.no_grad():
-                told = score(self.accelerator.unwrap_model(self.model), self._rollout(output), {"hidden"})
+                told = score(
+                    self.accelerator.unwrap_model(self.model), self._rollout(output), needs & {"hidden", "unembedding"}
+                )
             local["hidden"], unembedding = told["hidden"], told["unembedding"]
         # Estimators see the whole rollout, as TRL's own advantage does; every rank keeps its slice.
         everyone = {

@@ -276,20 +276,6 @@ class AdaptiveClip:
         return adaptive_clip(view.once(self.signal), self.low, self.high, alpha=self.alpha)
 
 
-@dataclass(frozen=True, eq=False)
-class ForkingTokens:
-    """The baseline that learns from tokens above the pivot alone, a fifth of them with the usual signal (2506.01939).
-
-    >>> dapo.having(adjust=(ForkingTokens(EntropySignal()),))
-    """
-
-    signal: EntropySignal
-    needs: ClassVar[frozenset[str]] = EntropySignal.needs
-
-    def __call__(self, advantage: Tensor, view: LossView) -> Float[Tensor, "N T"]:
-        return advantage * (view.once(self.signal) > 0)
-
-
 def entropy_aware(
     base: PolicyObjective,
     *,

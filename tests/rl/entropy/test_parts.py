@@ -10,7 +10,6 @@ from dynascope.rl.advantages import group_z_score
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.entropy.parts import (
     AdaptiveTemperature,
-    ForkingTokens,
     SamplingCorrection,
     TokenGroupZScore,
     adaptive_clip,
@@ -141,15 +140,6 @@ def test_the_whole_by_hand() -> None:
     _, metrics = hapo.loss(whole)
     torch.testing.assert_close(metrics["redistribution/moved"], has_moved[seen.mask].float().mean())
     assert metrics["signal/pivot_entropy"] > 0
-
-
-def test_forking_tokens_learn_from_the_uncertain_alone() -> None:
-    seen = batch()
-    _, gradient = told(dapo.having(adjust=(ForkingTokens(EntropySignal()),)), seen)
-    pivot = seen.entropy[seen.mask].sort().values[round(0.8 * (int(seen.mask.sum()) - 1))]
-    is_uncertain = (seen.entropy > pivot) & seen.mask
-    assert gradient[~is_uncertain].abs().max() == 0
-    assert torch.equal(gradient[is_uncertain], told(dapo, seen)[1][is_uncertain])
 
 
 def test_one_signal_serves_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
