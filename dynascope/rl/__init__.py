@@ -20,7 +20,6 @@ from dynascope.rl.distillation import (
     LinearAnneal,
     TeacherAdvantage,
     TeacherReward,
-    TeacherScorer,
     kd_mask,
     kd_rkl_loss,
 )
@@ -73,6 +72,7 @@ from dynascope.rl.risk.advantage import RiskAdvantage
 from dynascope.rl.risk.measures import mvar_advantage, risk_report
 from dynascope.rl.risk.quantiles import QuantileTracker
 from dynascope.rl.surrogate import clipped_surrogate
+from dynascope.rl.teachers import TeacherScorer, check_teacher, exact_teacher_kl, watch_teacher
 
 __all__ = [
     "GAE",
@@ -105,10 +105,12 @@ __all__ = [
     "WhitenedReturns",
     "aggregate",
     "center",
+    "check_teacher",
     "clipped_surrogate",
     "dapo",
     "dr_grpo",
     "entropy_aware",
+    "exact_teacher_kl",
     "filter_advantages",
     "generalized_advantages",
     "group_z_score",
@@ -146,5 +148,6 @@ __all__ = [
     "token_entropy",
     "token_hidden_reward",
     "unit_rms",
+    "watch_teacher",
     "whiten",
 ]

@@ -32,26 +32,35 @@ def kl_estimate(
     *,
     logits: Float[Tensor, "*N vocabulary"] | None = None,
     ref_logits: Float[Tensor, "*N vocabulary"] | None = None,
+    top: int | None = None,
     clamp: float | None = None,
     as_reward: bool = False,
 ) -> Float[Tensor, "*N"]:
     """KL(π ‖ π_ref) at every token, in nats; `ref_log_probs` and `ref_logits` are taken as constants.
 
-    "full" is the closed form over the vocabulary and needs both logits; the others need the sampled tokens only. Beyond
+    "full" is the closed form over the vocabulary and needs both logits; the others need the sampled tokens only. `top` sums
+    over the policy's likeliest tokens alone, which is no divergence any more: it can be negative, and pushes the policy to
+    tokens outside (2506.02208 found it unstable). Beyond
     |R| = `clamp` an estimate goes on as its tangent there, so that its gradient is bounded yet never 0. `as_reward`
     detaches the result. The module's table says which kind is for what; k1 to k3 are Schulman's (2020).
 
-    Raises ValueError for another kind, "full" without logits, or a `clamp` that is not positive.
+    Raises ValueError for another kind, "full" without logits, a `top` below 1 or without "full", or a `clamp` that is not
+    positive.
 
     >>> kl_estimate(torch.tensor([-1.0]), torch.tensor([-2.0]), "k2")
     tensor([0.5000])
     """
     if clamp is not None and clamp <= 0:
         raise ValueError(f"clamp={clamp} must be positive")
+    if top is not None and (top < 1 or kind != "full"):
+        raise ValueError(f"top={top} must be at least 1, and is for kind='full'")
     if kind == "full":
         if logits is None or ref_logits is None:
             raise ValueError("kind='full' sums over the vocabulary and needs logits and ref_logits")
         own, other = logits.float().log_softmax(-1), ref_logits.detach().float().log_softmax(-1)
+        if top is not None:
+            likeliest = own.topk(min(top, own.shape[-1]), -1).indices
+            own, other = own.gather(-1, likeliest), other.gather(-1, likeliest)
         estimate = (own.exp() * (own - other)).sum(-1)
         return estimate.detach() if as_reward else estimate
     gap = ref_log_probs.detach().float() - log_probs.float()
@@ -94,6 +103,8 @@ class KLTerm:
     is_ratio_weighted: bool = False
     also_needs: frozenset[str] = frozenset()
     """What `keep` reads of the batch beyond rewards and mask."""
+    top: int | None = None
+    """Of "full", as in `kl_estimate`."""
 
     def __post_init__(self) -> None:
         if self.kind == "full" and self.against == "behaviour":
@@ -121,6 +132,7 @@ class KLTerm:
             self.kind,
             logits=batch.logits,
             ref_logits=getattr(batch, f"{self.against}_logits", None),
+            top=self.top,
             clamp=self.clamp,
         )
         return estimate.masked_fill(~batch.mask, 0.0)

@@ -133,6 +133,8 @@ class PolicyObjective:
         others = _needs(self.advantage, *self.post, self.clip, *self.adjust)
         if "teacher_log_probs" in others or any(term.keep is None for term in terms):
             return None
+        if any(getattr(batch, name) is None for term in terms for name in term.also_needs):
+            return None
         kept = [one for term in terms if (one := term.kept(batch)) is not None]
         return torch.stack([(one > 0).any(1) for one in kept]).any(0)
 
@@ -234,19 +236,17 @@ class PolicyObjective:
         }
 
     def _divergence(self, term: KLTerm, ratio: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
-        """A KL term as it enters the loss, and its plain token mean to be told."""
-        by_token = term.by_token(batch)
-        plain = aggregate(by_token.detach(), batch.mask, "token-mean")
+        """A KL term as it enters the loss, and its plain mean over the tokens that it keeps, to be told."""
+        by_token, kept = term.by_token(batch), term.kept(batch)
+        weights = batch.mask if kept is None else kept * batch.mask
+        total = weights.sum().clamp(min=1e-9)
+        plain = (by_token.detach() * weights).sum() / total
         if term.is_ratio_weighted:
             by_token = by_token * ratio
-        kept = term.kept(batch)
         if kept is None:
             return self._aggregate(by_token, batch), plain
         by_token = by_token * kept
-        if term.norm == "kept":
-            weights = (kept * batch.mask).sum()
-            return by_token.sum() / torch.where(weights > 0, weights, 1.0), plain
-        return self._aggregate(by_token, batch), plain
+        return (by_token.sum() / total if term.norm == "kept" else self._aggregate(by_token, batch)), plain
 
     def _aggregate(self, values: Tensor, batch: PolicyBatch) -> Tensor:
         return aggregate(

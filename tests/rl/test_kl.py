@@ -91,6 +91,9 @@ def test_what_is_missing_or_unknown_is_told() -> None:
         kl_estimate(torch.zeros(1), torch.zeros(1), "full")
     with pytest.raises(ValueError, match="k1, k2, k3, abs or full"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+    for settings in ({"kind": "k2", "top": 3}, {"kind": "full", "top": 0}):
+        with pytest.raises(ValueError, match="for kind='full'"):
+            kl_estimate(torch.zeros(1), torch.zeros(1), **settings)
     with pytest.raises(ValueError, match="are not kept"):
         KLTerm("behaviour", "full")
     with pytest.raises(ValueError, match="must be positive"):

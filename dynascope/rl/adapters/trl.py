@@ -9,10 +9,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.distillation import TeacherScorer, solved
+from dynascope.rl.distillation import solved
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.rollout import Rollout, score
+from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher
 
 _STATE = "policy_objective.pt"
 
@@ -26,11 +27,11 @@ class PolicyObjectiveTrainer(GRPOTrainer):
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters.
 
-    A `teacher` (a model with the policy's tokenizer, or a `TeacherScorer`) is asked once a rollout. Checkpoints hold the state
-    of slots that have one, and resuming puts it back.
+    A `teacher` (a model with the policy's tokenizer, a `TeacherScorer` or another `Teacher`) is asked once a rollout, for the
+    completions that a term keeps. Checkpoints hold the state of slots that have one, and resuming puts it back.
 
     Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
-    has another vocabulary.
+    has another vocabulary; and in the first loss whose teacher teaches nothing (`check_teacher`).
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
     """
@@ -39,15 +40,16 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         self,
         *args: Any,
         objective: PolicyObjective | str,
-        teacher: nn.Module | TeacherScorer | None = None,
+        teacher: nn.Module | Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.objective = preset(objective) if isinstance(objective, str) else objective
         needs = self.objective.rollout_needs | self.objective.loss_needs
         self.teacher = TeacherScorer(teacher) if isinstance(teacher, nn.Module) else teacher
-        if self.teacher is not None:
+        if isinstance(self.teacher, TeacherScorer):
             self.teacher.model.to(self.accelerator.device)
+        if self.teacher is not None:
             own = TeacherScorer(self.accelerator.unwrap_model(self.model)).size
             if own != self.teacher.size:
                 raise ValueError(
@@ -70,6 +72,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         if "ref_log_probs" in needs and self.beta == 0.0:
             raise ValueError("this objective compares with the start model: set beta=1e-3 (any value) in GRPOConfig")
         self._rewards = torch.zeros(0)
+        self._is_taught = False
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -101,8 +104,22 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             "behaviour_log_probs": behaviour,
             "ref_log_probs": output.get("ref_per_token_logps"),
         }
+        num = self.num_generations if self.model.training else self.num_generations_eval
+        rewards = self._rewards.to(mask.device)
+        groups = torch.arange(len(rewards), device=mask.device) // num
+        start = self.accelerator.process_index * len(mask)
+        own = slice(start, start + len(mask))
+        is_solved = solved(rewards > 0, groups)
         if self.teacher is not None and "teacher_log_probs" in needs | self.objective.loss_needs:
-            local["teacher_log_probs"] = output["teacher_log_probs"] = self.teacher(self._rollout(output))
+            mine = PolicyBatch(
+                mask=mask,
+                rewards=rewards[own],
+                group_ids=groups[own],
+                correct=rewards[own] > 0,
+                is_solved=is_solved[own],
+            )
+            rows = self.objective.kept_by_teacher(mine)
+            local["teacher_log_probs"] = output["teacher_log_probs"] = self.teacher(self._rollout(output), rows)
         unembedding = None
         if not needs.isdisjoint({"hidden", "unembedding", "tokens"}):
             local["tokens"] = output["completion_ids"]
@@ -118,15 +135,12 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             for name, value in local.items()
             if value is not None
         }
-        num = self.num_generations if self.model.training else self.num_generations_eval
-        rewards = self._rewards.to(mask.device)
-        groups = torch.arange(len(rewards), device=mask.device) // num
         batch = PolicyBatch(
             mask=everyone.pop("mask").bool(),
             rewards=rewards,
             group_ids=groups,
             correct=rewards > 0,
-            is_solved=solved(rewards > 0, groups),
+            is_solved=is_solved,
             max_length=self.max_completion_length,
             temperature=self.temperature,
             step=self.state.global_step,
@@ -137,23 +151,22 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         for name, value in self.objective.rollout_metrics.items():
             self._metrics[mode][name].append(value.item())
-        start = self.accelerator.process_index * len(mask)
-        own = slice(start, start + len(mask))
         advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]
         output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": groups[own]}
-        output["is_solved"] = solved(rewards > 0, groups)[own]
+        output["is_solved"] = is_solved[own]
         return output
 
     def _rollout(self, output: dict[str, Any]) -> Rollout:
         """This process's completions in our own form, without what only sampling knows."""
         mask = self._mask(output)
         unknown = torch.zeros(mask.shape, device=mask.device)
+        behaviour = output.get("old_per_token_logps")
         return Rollout(
             prompts=output["prompt_ids"],
             prompt_mask=output["prompt_mask"].bool(),
             tokens=output["completion_ids"],
             mask=mask,
-            behaviour_log_probs=unknown,
+            behaviour_log_probs=unknown if behaviour is None else behaviour,
             sampling_log_probs=unknown,
             is_truncated=mask.new_zeros(len(mask)),
             group_ids=torch.zeros_like(output["completion_ids"][:, 0]),
@@ -202,6 +215,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             step=self.state.global_step,
         )
         loss, metrics = self.objective.loss(batch)
+        self._is_taught = self._is_taught or check_teacher(self.objective, batch)
         mode = "train" if is_training else "eval"
         names, values = list(metrics), torch.stack([value.float() for value in metrics.values()])
         for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):
