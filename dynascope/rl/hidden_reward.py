@@ -14,7 +14,7 @@ embedding moves along), not the computation. With logits that are capped (c·tan
 1 − (logit/c)²: hand the capped logits over, and what comes out leaves that factor away; slots refuse such models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
-from dynascope.rl.batch import PolicyBatch
 
 MAX_ANCHOR_NUMBERS = 2**25
 """Numbers of M that are held at once, over groups."""
@@ -306,108 +305,3 @@ def gwhes(
     by_completion = influence.sum(1) * torch.where(correct, -1 / odds, odds)
     by_completion = by_completion.masked_fill((q == 0) | (q == 1), 0.0)
     return influence.new_zeros(groups.num).index_add(0, groups.index, by_completion)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What the two slots measure alike."""
-
-    beta: float = 1.0
-    vocabulary: Vocabulary = "full"
-    normalise: Normalise = "none"
-    threshold: float | None = None
-    """Answers count as right by their reward above this; None goes by `correct`."""
-    chunk: int | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the policy's own pass over the rollout gives."""
-        return frozenset({"hidden", "unembedding", "tokens"} | ({"correct"} if self.threshold is None else set()))
-
-    def right(self, batch: PolicyBatch) -> Bool[Tensor, " N"]:
-        """Which completions are to become likelier."""
-        if self.threshold is not None:
-            return batch.rewards > self.threshold
-        assert batch.correct is not None
-        return batch.correct
-
-    def of(self, batch: PolicyBatch, advantage: Tensor, weighting: Weighting = "sign") -> HiddenReward:
-        """The hidden rewards of a rollout; groups that are all right or all wrong are not worked out, and 0."""
-        right = self.right(batch)
-        rows = (~Groups.by(batch.group_ids).is_uniform(right.float())).nonzero().flatten()
-        zero = torch.zeros_like(batch.mask, dtype=torch.float32)
-        lowest = torch.full_like(zero[:, 0], -torch.inf)
-        if not len(rows):
-            return HiddenReward(zero, zero, lowest, zero[:, 0])
-        assert batch.hidden is not None
-        assert batch.tokens is not None
-        told = token_hidden_reward(
-            batch.hidden[rows],
-            batch.tokens[rows],
-            batch.mask[rows],
-            right[rows],
-            batch.group_ids[rows],
-            unembedding=batch.unembedding,
-            temperature=batch.temperature,
-            advantage=advantage[rows],
-            weighting=weighting,
-            vocabulary=self.vocabulary,
-            normalise=self.normalise,
-            beta=self.beta,
-            chunk=self.chunk,
-        )
-
-        def put(whole: Tensor, part: Tensor) -> Tensor:
-            return whole.to(part.dtype).index_put((rows,), part)
-
-        return HiddenReward(
-            put(zero, told.thr), put(zero, told.influence), put(lowest, told.tau), put(zero[:, 0], told.anchors)
-        )
-
-
-@dataclass(frozen=True)
-class HiddenRewardSteering(_Measured):
-    """Steer between exploitation (`p` above 0) and exploration (below 0) by the hidden reward of tokens, as a `post` slot.
-
-    Worked out once a rollout from the policy that sampled. `p` is a number, or a function of the training step. With p = 0
-    and nothing masked it needs nothing and changes nothing; `mask_small=True` with p = 0 trains on dominant tokens only.
-
-    >>> grpo.having(post=(HiddenRewardSteering(p=-0.2),))
-    """
-
-    p: float | Callable[[int], float] = 0.2
-    mask_small: bool = False
-    weighting: Weighting = "sign"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing where it does nothing."""
-        return frozenset() if self.p == 0 and not self.mask_small else super().needs
-
-    def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:
-        p = self.p(batch.step) if callable(self.p) else self.p
-        if p == 0 and not self.mask_small:
-            return advantage
-        told = self.of(batch, advantage, self.weighting)
-        return thr_reweight(advantage, told.thr, p=p, tau=told.tau, mask_small=self.mask_small)
-
-
-@dataclass(frozen=True)
-class SharedTokenRelief(_Measured):
-    """NTHR as a `post` slot: wrong answers are punished less for what they share with right ones (2505.18830).
-
-    >>> grpo.having(post=(SharedTokenRelief(),))
-    """
-
-    def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:
-        right, told = self.right(batch), self.of(batch, advantage)
-        tau = torch.where(told.tau.isfinite(), told.tau, torch.inf)
-        return nthr_reweight(advantage, told.influence, right, batch.group_ids, tau)
-
-
-def positive_only(advantage: Tensor, batch: PolicyBatch) -> Tensor:
-    """Learn from what was better than expected alone, as a `post` slot: NTHR's baseline.
-
-    >>> grpo.having(post=(positive_only,))
-    """
-    return advantage.clamp(min=0)

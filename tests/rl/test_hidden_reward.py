@@ -11,16 +11,9 @@ from dynascope.kernels.products import inner_products
 from dynascope.rl import hidden_reward
 from dynascope.rl.advantages import group_z_score
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.hidden_reward import (
-    HiddenRewardSteering,
-    SharedTokenRelief,
-    gwhes,
-    nthr_reweight,
-    positive_only,
-    thr_reweight,
-    token_hidden_reward,
-)
+from dynascope.rl.hidden_reward import gwhes, nthr_reweight, thr_reweight, token_hidden_reward
 from dynascope.rl.presets import grpo, gspo, thr, thr_gspo
+from dynascope.rl.steering import HiddenRewardSteering, RandomTokens, SharedTokenRelief, positive_only
 
 VOCABULARY, WIDTH = 7, 4
 
@@ -313,6 +306,20 @@ def test_on_gspo_each_token_has_its_own_advantage_at_the_sequences_ratio() -> No
 def test_baselines() -> None:
     world = World()
     assert float(positive_only(torch.tensor([-1.0, 2.0]), world.batch()).min()) == 0
+
+
+def test_tokens_are_dropped_at_random_and_anew_in_every_rollout() -> None:
+    seen = World().batch(mask=torch.ones(9, 5).bool())
+    whole = torch.arange(1.0, 10.0)
+    kept = [RandomTokens(0.4, seed)(whole, seen.having(step=step)) for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    assert not torch.equal(kept[0], kept[3])
+    dropped = torch.stack(kept) == 0
+    assert 0.25 < float(dropped.float().mean()) < 0.55
+    assert torch.equal(torch.stack(kept)[~dropped], whole[:, None].expand(4, 9, 5)[~dropped])
+    with pytest.raises(ValueError, match=r"share=1\.0"):
+        RandomTokens(1.0)
 
 
 def test_what_is_missing_or_impossible_is_told() -> None:

@@ -45,7 +45,7 @@ def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> N
     verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
     assert verdict.failures == {}
     pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 4
+    assert len(list(pictures.glob("*.png"))) == 5
 
 
 def test_without_the_guard_the_token_average_alone_differs() -> None:

@@ -17,11 +17,12 @@ from dynascope.probes.hidden_reward import TOP, concentration, likelihood_displa
 from dynascope.record import Series
 from dynascope.rl.advantages import group_z_score
 from dynascope.rl.entropy.baselines import TopEntropy
-from dynascope.rl.hidden_reward import HiddenReward, HiddenRewardSteering, SharedTokenRelief, token_hidden_reward
+from dynascope.rl.hidden_reward import HiddenReward, token_hidden_reward
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import grpo, kl_cov, pass_at_k_mixed
 from dynascope.rl.rollout import Rollout, score
+from dynascope.rl.steering import HiddenRewardSteering, SharedTokenRelief
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
