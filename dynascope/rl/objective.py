@@ -168,13 +168,16 @@ class PolicyObjective:
 
         Raises ValueError when log-probabilities, advantages or what a slot needs are missing.
         """
+        if batch.behaviour_log_probs is None and batch.log_probs is not None:
+            batch = batch.having(behaviour_log_probs=batch.log_probs.detach())
         batch.require(self.loss_needs | {"log_probs", "advantage"}, "this objective's loss")
         if not self.learns_from_truncated:
             assert batch.is_truncated is not None
             batch = batch.having(mask=batch.mask & ~batch.is_truncated[:, None])
         assert batch.log_probs is not None
         assert batch.advantage is not None
-        behaviour = batch.log_probs.detach() if batch.behaviour_log_probs is None else batch.behaviour_log_probs
+        assert batch.behaviour_log_probs is not None
+        behaviour = batch.behaviour_log_probs
         log_ratio = log_ratios(batch.log_probs, behaviour, batch.mask, level=self.ratio, pre_clip=self.pre_clip)
         ratio = log_ratio.exp()
 

@@ -87,4 +87,6 @@ def test_kl_cov_pulls_held_tokens_towards_the_policy_that_sampled() -> None:
     held = TopCovariance()(seen.having(advantage=advantage))
     expected = torch.where(held, (seen.log_probs - seen.behaviour_log_probs).sign(), 0.0) / seen.mask.sum()
     torch.testing.assert_close(gradient(kl_cov) - gradient(free), expected)
+    on_policy = seen.having(behaviour_log_probs=None, advantage=advantage)
+    assert float(kl_cov.loss(on_policy)[0]) == float(free.loss(on_policy)[0])
     assert KLTerm("behaviour", "abs").needs == {"behaviour_log_probs"}

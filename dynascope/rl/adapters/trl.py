@@ -96,12 +96,14 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mask = self._mask(output)
         needs = self.objective.rollout_needs
-        behaviour = output.get("old_per_token_logps")
-        if behaviour is None and "behaviour_log_probs" in needs:
-            behaviour = self._log_probs(output)
+        behaviour, entropy = output.get("old_per_token_logps"), None
+        if "entropy" in needs or (behaviour is None and "behaviour_log_probs" in needs):
+            now, entropy = self._log_probs_and_entropy(output)
+            behaviour = now if behaviour is None else behaviour
         local = {
             "mask": mask.long(),
             "behaviour_log_probs": behaviour,
+            "entropy": entropy,
             "ref_log_probs": output.get("ref_per_token_logps"),
         }
         num = self.num_generations if self.model.training else self.num_generations_eval
@@ -176,12 +178,12 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         )
 
     @torch.no_grad()
-    def _log_probs(self, output: dict[str, Any]) -> Tensor:
+    def _log_probs_and_entropy(self, output: dict[str, Any]) -> tuple[Tensor, Tensor]:
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
         seen = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
         width = output["completion_ids"].shape[1]
-        log_probs: Tensor = self._get_per_token_logps_and_entropies(self.model, ids, seen, width)[0]
-        return log_probs
+        told = self._get_per_token_logps_and_entropies(self.model, ids, seen, width, compute_entropy=True)
+        return told[0], told[1]
 
     def _mask(self, inputs: dict[str, Any]) -> Tensor:
         mask: Tensor = inputs["completion_mask"]

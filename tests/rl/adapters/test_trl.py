@@ -136,9 +136,24 @@ def test_a_preset_is_trls_loss(
         ("stable_reinforce", {"beta": 1e-3, "num_iterations": 2}),
         ("thr", {}),
         ("thr_gspo", {"num_iterations": 2}),
+        ("archer", {"beta": 1e-3, "num_iterations": 2}),
+        ("edge_grpo", {}),
+        ("kl_cov", {}),
         (grpo.having(kl=(KLTerm("ref", "k2", 0.1),), entropy_bonus=1e-3), {"beta": 1e-3, "num_iterations": 2}),
     ],
-    ids=["dapo", "riskpo", "hapo", "reinforce_pp", "stable_reinforce", "thr", "thr_gspo", "grpo with k2"],
+    ids=[
+        "dapo",
+        "riskpo",
+        "hapo",
+        "reinforce_pp",
+        "stable_reinforce",
+        "thr",
+        "thr_gspo",
+        "archer",
+        "edge_grpo",
+        "kl_cov",
+        "grpo with k2",
+    ],
 )
 def test_trls_trainer_runs_it(
     objective: Any, changes: dict[str, Any], tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
