@@ -119,12 +119,22 @@ class TeacherScorer:
 
 GAPS = (-20.0, -10.0, -5.0, -2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0, 5.0)
 """Edges of the histogram of R, in nats."""
+GAP_NAMES = (*(f"below {edge:g}" for edge in GAPS), f"above {GAPS[-1]:g}")
+
+
+def gap_shares(gap: Float[Tensor, " tokens"]) -> Float[Tensor, " gaps"]:
+    """Share of tokens with R below, between and above `GAPS`.
+
+    >>> dict(zip(GAP_NAMES, gap_shares(gap).tolist()))
+    """
+    counts = torch.bucketize(gap, gap.new_tensor(GAPS)).bincount(minlength=len(GAP_NAMES))
+    return counts / counts.sum()
 
 
 def watch_teacher(batch: PolicyBatch) -> dict[str, Tensor]:
     """What a rollout says of the teacher, without a further pass.
 
-    - `teacher/gap_histogram`: share of tokens with R below, between and above `GAPS`.
+    - `teacher/gap_histogram`: as `gap_shares`.
     - `teacher/kl`: mean of −R, an unbiased estimate of KL(π ‖ teacher) a token, in nats; of right and of wrong completions
       `teacher/kl_right`, `teacher/kl_wrong`.
     - `teacher/gap_max`: the largest |R|: beyond 10, clamp.
@@ -138,10 +148,9 @@ def watch_teacher(batch: PolicyBatch) -> dict[str, Tensor]:
     assert batch.correct is not None
     gap = teacher_credit(batch.behaviour_log_probs, batch.teacher_log_probs, batch.mask)
     own = gap[batch.mask]
-    counts = torch.bucketize(own, own.new_tensor(GAPS)).bincount(minlength=len(GAPS) + 1)
     right = batch.correct[:, None] & batch.mask
     return {
-        "teacher/gap_histogram": counts / counts.sum(),
+        "teacher/gap_histogram": gap_shares(own),
         "teacher/kl": -own.mean(),
         "teacher/kl_right": -gap[right].mean(),
         "teacher/kl_wrong": -gap[batch.mask & ~right].mean(),

@@ -21,7 +21,7 @@ from dynascope.rl.presets import grpo
 from dynascope.rl.rollout import score
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel, base_model
-from dynascope.rl.teachers import GAPS, TeacherScorer, exact_teacher_kl, gradient_cosine, watch_teacher
+from dynascope.rl.teachers import GAP_NAMES, TeacherScorer, exact_teacher_kl, gradient_cosine, watch_teacher
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, declare, measure_policy, reinforce, start_model
 
@@ -133,8 +133,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     if arm.kind == "sft":
         imitate(config, student, teacher, seed, record)
         return
-    names = [f"below {edge:g}" for edge in GAPS] + [f"above {GAPS[-1]:g}"]
-    record.declare(Series("teacher/gap_histogram", ("gap",), coords={"gap": names}))
+    record.declare(Series("teacher/gap_histogram", ("gap",), coords={"gap": list(GAP_NAMES)}))
     losses = objective(config, arm)
 
     asked = TeacherScorer(teacher, top_k=arm.lists)
