@@ -18,7 +18,7 @@ def pass_at_k_advantage(correct: Bool[Tensor, " N"], group_ids: Int[Tensor, " N"
 
     With f the share of sets without a right answer and c right ones, √(f / (1 − f)) for a right answer and −c / (n − c) of
     that for a wrong one: the sum over a prompt is 0, and so is every advantage where no set fails or all do. k = 1 is the group's
-    z-score with the population's deviation. Source: 2508.10751, section 2.4 (analytical form), simplified.
+    z-score with the population's deviation. Source: the analytical form of 2508.10751, simplified.
 
     Raises ValueError when a prompt has fewer than k answers.
 
@@ -61,7 +61,7 @@ class PassAtKMixed:
 class TopCovariance:
     """The share of tokens whose (log π − mean) · (A − mean) is largest, which cost most entropy: `keep` of a KL term.
 
-    At least one token, and all that tie with the last. KL-Cov (2505.22617, section 4) pulls these alone back to the policy
+    At least one token, and all that tie with the last. KL-Cov (2505.22617) pulls these alone back to the policy
     that sampled, and clips nothing.
 
     >>> KLTerm("behaviour", "abs", 1.0, keep=TopCovariance(2e-3))

@@ -1,4 +1,4 @@
-"""What HAPO is compared with: other ways to let a token's or a completion's entropy decide (2509.16591, section 5)."""
+"""What HAPO is compared with: other ways to let a token's or a completion's entropy decide (in 2509.16591)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
