@@ -125,7 +125,7 @@ def train(
         look: Called after every step with what it saw; interleaved updates of one's own go here too.
 
     Raises ValueError when a model that the objective needs is missing or has another vocabulary, when a reward fails,
-    when a teacher's term has no gradient (`check_teacher`), or when a gradient is not finite.
+    when a teacher teaches nothing (`check_teacher`), or when a gradient is not finite.
 
     >>> train(model, preset("dapo"), Arithmetic(), AdamW(model.parameters(), 3e-4), generator=generator)
     """
@@ -294,7 +294,7 @@ def _mean(every: Sequence[Metrics], name: str) -> Tensor:
 
 def _check_first(model: nn.Module, objective: PolicyObjective, rollout: Rollout, batch: PolicyBatch) -> bool:
     """`check_teacher` on the first few completions that the teacher saw."""
-    if not any(term.against == "teacher" for term in objective.kl):
+    if not objective.is_shaped_by_teacher and not any(term.against == "teacher" for term in objective.kl):
         return True
     kept = objective.kept_by_teacher(batch)
     rows = (torch.ones_like(batch.mask[:, 0]) if kept is None else kept).nonzero().flatten()[:_CHECKED]

@@ -127,11 +127,15 @@ class PolicyObjective:
         truncated = frozenset(() if self.learns_from_truncated else {"is_truncated"})
         return _needs(self.clip, *self.adjust, *self.kl) | bonus | truncated
 
+    @property
+    def is_shaped_by_teacher(self) -> bool:
+        """Whether a slot other than a KL term reads what a teacher says."""
+        return "teacher_log_probs" in _needs(self.advantage, *self.post, self.clip, *self.adjust)
+
     def kept_by_teacher(self, batch: PolicyBatch) -> Tensor | None:
         """Which completions (N,) some slot compares with a teacher; None where that cannot be told, so all of them."""
         terms = [term for term in self.kl if term.against == "teacher"]
-        others = _needs(self.advantage, *self.post, self.clip, *self.adjust)
-        if "teacher_log_probs" in others or any(term.keep is None for term in terms):
+        if self.is_shaped_by_teacher or any(term.keep is None for term in terms):
             return None
         if any(getattr(batch, name) is None for term in terms for name in term.also_needs):
             return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import teacher_credit
-from dynascope.rl.kl import kl_estimate
+from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.rollout import Rollout, completion_logits, score
 
@@ -207,22 +207,38 @@ def exact_teacher_kl(
 
 
 def check_teacher(objective: PolicyObjective, batch: PolicyBatch) -> bool:
-    """Whether a teacher's terms in the loss do teach, from the first batch in which they keep a token (then True).
+    """Whether a teacher does teach, from the first batch in which a token is kept for it (then True).
 
-    `batch` has what the loss needs, `log_probs` of the policy now among it. Terms whose coefficient is 0 are left out, and an
-    objective without any has nothing to check.
+    `batch` has what the loss needs, `log_probs` of the policy now among it. A KL term teaches where it has a gradient, another
+    slot where R is not 0. Terms whose coefficient is 0 are left out, and an objective without a teacher has nothing to check.
 
-    Raises ValueError where the terms' gradient is 0 although they keep tokens: teacher and policy say the same, because
-    a field was lost on its way, or the teacher is the policy.
+    Raises ValueError where a teacher teaches nothing although tokens are kept: it says what the policy says, because a field
+    was lost on its way, or the teacher is the policy.
 
     >>> check_teacher(objective, batch.having(**score(model, rollout)))
     """
     terms = [term for term in objective.kl if term.against == "teacher" and term.weight(batch.step) != 0]
-    if not terms:
+    if not terms and not objective.is_shaped_by_teacher:
         return True
-    kept = [term.kept(batch) for term in terms]
-    if not any(bool(batch.mask.any() if one is None else ((one > 0) & batch.mask).any()) for one in kept):
+    kept = [term.kept(batch) for term in terms] + [None] * objective.is_shaped_by_teacher
+    if not any(bool((batch.mask if one is None else (one > 0) & batch.mask).any()) for one in kept):
         return False
+    largest = _largest_gradient(terms, batch) if terms else 0.0
+    if objective.is_shaped_by_teacher:
+        batch.require(("log_probs", "teacher_log_probs"), "this objective's teacher")
+        assert batch.log_probs is not None
+        assert batch.teacher_log_probs is not None
+        largest = max(largest, float(teacher_credit(batch.log_probs, batch.teacher_log_probs, batch.mask).abs().max()))
+    if largest < SAME:
+        raise ValueError(
+            "distillation does nothing: it has no gradient, as teacher and policy give the sampled tokens the same "
+            "log-probabilities; is teacher= another model, and do its teacher_log_probs reach the batch?"
+        )
+    return True
+
+
+def _largest_gradient(terms: Sequence[KLTerm], batch: PolicyBatch) -> float:
+    """Of the terms at a token, at coefficient 1 and without the token's weight in a mean: |R|, or |1 − eᴿ|."""
     alone = PolicyObjective(
         policy_weight=0.0,
         clip=(None, None),
@@ -235,11 +251,4 @@ def check_teacher(objective: PolicyObjective, batch: PolicyBatch) -> bool:
     with torch.enable_grad():
         loss, _ = alone.loss(batch.having(**leaves, **plain))
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    largest = max(float(one.abs().max()) for one in gradients if one is not None)
-    # A token's weight in the mean is one over the number of tokens; its gradient is R, or 1 − eᴿ.
-    if largest * int(batch.mask.sum()) < SAME:
-        raise ValueError(
-            "distillation does nothing: the gradient of the teacher's term is 0, as teacher and policy give the sampled "
-            "tokens the same log-probabilities; is teacher= another model, and do its teacher_log_probs reach the batch?"
-        )
-    return True
+    return max(float(one.abs().max()) for one in gradients if one is not None) * int(batch.mask.sum())

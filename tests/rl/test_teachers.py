@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.distillation import TeacherAdvantage, TeacherReward
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.loop import LoopConfig, Step, train
 from dynascope.rl.objective import PolicyObjective
@@ -207,6 +208,17 @@ def test_a_teacher_that_is_the_policy_is_found_out_in_the_first_step(kind: str, 
         go(tiny_llama, objective, copy.deepcopy(tiny_llama))
     assert len(go(tiny_llama, objective, another(tiny_llama))) == 2
     assert len(go(tiny_llama, objective.having(kl=(KLTerm("teacher", kind, 0.0),)), copy.deepcopy(tiny_llama))) == 2
+
+
+@pytest.mark.parametrize(
+    "slots", [{"adjust": (TeacherAdvantage(0.1),)}, {"advantage": TeacherReward(0.1)}], ids=["advantage", "reward"]
+)
+def test_so_is_one_that_shapes_advantages(slots: dict[str, Any], tiny_llama: Any) -> None:
+    objective = grpo.having(**slots)
+    assert objective.is_shaped_by_teacher
+    with pytest.raises(ValueError, match="distillation does nothing"):
+        go(tiny_llama, objective, copy.deepcopy(tiny_llama))
+    assert len(go(tiny_llama, objective, another(tiny_llama))) == 2
 
 
 def test_the_check_waits_for_a_token_that_is_kept() -> None:
