@@ -28,6 +28,8 @@ MAX_ANCHOR_NUMBERS = 2**25
 """Numbers of M that are held at once, over groups."""
 MAX_PROBS = 2**24
 """Probabilities that are held at once, unless `chunk` says otherwise."""
+CACHED_PROBS = 2**20
+"""Of several groups on a CPU, whose cache holds about as many."""
 
 Weighting = Literal["sign", "advantage"]
 Vocabulary = Literal["full", "group"]
@@ -116,7 +118,8 @@ def token_hidden_reward(
     ids = torch.zeros_like(mask[:, 0], dtype=torch.long) if group_ids is None else group_ids
     groups = Groups.by(ids)
     index = groups.index
-    seen = _Seen(hidden, tokens, mask, anchors, unembedding, logits, temperature, vocabulary, chunk)
+    largest = int(groups.sizes.max())
+    seen = _Seen(hidden, tokens, mask, anchors, unembedding, logits, temperature, vocabulary, chunk, largest)
 
     with torch.no_grad():
         influence = torch.zeros(mask.shape, dtype=wide, device=mask.device)
@@ -175,6 +178,8 @@ class _Seen:
     temperature: float
     vocabulary: str
     chunk: int | None
+    largest_group: int
+    """Completions of it."""
 
     @property
     def size(self) -> int:
@@ -184,7 +189,11 @@ class _Seen:
     @property
     def groups_at_once(self) -> int:
         """Groups with a vocabulary of their own go one by one."""
-        return 1 if self.vocabulary == "group" else max(1, MAX_ANCHOR_NUMBERS // (self.size * self.hidden.shape[-1]))
+        if self.vocabulary == "group":
+            return 1
+        limit = CACHED_PROBS if self.hidden.device.type == "cpu" else MAX_PROBS
+        by_probs = limit // (self.size * self.largest_group * self.mask.shape[1])
+        return max(1, min(MAX_ANCHOR_NUMBERS // (self.size * self.hidden.shape[-1]), by_probs))
 
     def add_influence(self, rows: Tensor, influence: Tensor) -> None:
         """Write the influence of the completions of these groups (groups, completions)."""
@@ -231,7 +240,9 @@ class _Seen:
             width = self.mask.shape[1]
             at = torch.arange(part.start, part.stop, device=rows.device)
             logits = self.logits[rows[:, at // width], at % width].masked_fill(~counts[:, part, None], 0.0)
-        probs = (logits.to(wide) / self.temperature).softmax(-1)
+        if self.temperature != 1:
+            logits = logits.to(wide) / self.temperature
+        probs = logits.softmax(-1, dtype=wide)
         return probs if kept is None else probs[..., kept]
 
 
