@@ -1,7 +1,6 @@
 """Baselines that keep a policy exploring: the advantage of Pass@K, and a pull on the tokens that cost most entropy."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,7 +67,6 @@ class TopCovariance:
     """
 
     share: float = 2e-3
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

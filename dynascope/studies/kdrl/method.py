@@ -104,8 +104,6 @@ class Arm:
     """How many of its likeliest tokens the teacher lists; None knows them all."""
 
 
-_EXACT = 16
-"""Completions whose divergence is summed over the vocabulary."""
 MASKS = {
     "none": (None, frozenset[str]()),
     "response": (wrong_answers, frozenset({"correct"})),
@@ -141,8 +139,8 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     def look(step: Step) -> None:
         if step.number % 10:
             return
-        some = step.rollout.select(torch.arange(len(step.rollout))[:_EXACT])
-        record.add(step.number, {"teacher/kl_exact": exact_teacher_kl(student, asked, some)[some.mask].mean()})
+        exact = exact_teacher_kl(student, asked, step.rollout)[step.rollout.mask].mean()
+        record.add(step.number, {"teacher/kl_exact": exact})
         if arm.kind is None or arm.mask != "none":
             return
         if step.batch.teacher_log_probs is not None:
