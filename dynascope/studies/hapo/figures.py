@@ -75,7 +75,7 @@ def guard(runs: Sequence[Runs]) -> Chart:
         {"guarded": 100 * float(share), "mean": abs(float(mean)), "what": shown}
         for records in runs
         for arm, shown in AVERAGED.items()
-        if arm in records
+        if arm in records and "advantage/guarded" in records[arm]
         for share, mean in zip(
             records[arm]["advantage/guarded"].values, records[arm]["weight/token_mean"].values, strict=True
         )
