@@ -85,5 +85,6 @@ class TopCovariance:
 
         covariance = (away(batch.log_probs) * away(by_token)).masked_fill(~mask, -torch.inf)
         ranked = covariance.flatten().sort(descending=True).values
-        last = ranked[(self.share * count).long().clamp(min=1) - 1]
-        return (covariance >= last) & mask
+        place = (self.share * count).long().clamp(min=1) - 1
+        # Indexing by a tensor would wait for the device.
+        return (covariance >= ranked.gather(0, place[None])) & mask
