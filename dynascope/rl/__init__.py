@@ -63,7 +63,7 @@ from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk.advantage import RiskAdvantage
 from dynascope.rl.risk.measures import mvar_advantage, risk_report
 from dynascope.rl.risk.quantiles import QuantileTracker
-from dynascope.rl.steering import HiddenRewardSteering, SharedTokenRelief
+from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.surrogate import clipped_surrogate
 from dynascope.rl.teachers import TeacherScorer, check_teacher, exact_teacher_kl, watch_teacher
 
@@ -80,6 +80,7 @@ __all__ = [
     "GroupZScore",
     "HiddenReward",
     "HiddenRewardSteering",
+    "HoldEntropy",
     "KLTerm",
     "LeaveOneOut",
     "LinearAnneal",

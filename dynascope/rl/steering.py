@@ -1,7 +1,7 @@
 """Slots that steer by the hidden reward of tokens (arXiv 2510.03669, 2505.18830), and the baselines without it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -78,27 +78,65 @@ class _Measured:
         )
 
 
+@dataclass(eq=False)
+class HoldEntropy:
+    """A tilt that holds the entropy: p = gain · (entropy − target), within ±`most`.
+
+    Above the target it exploits, below it explores. The entropy is estimated from the sampled tokens, in nats; `last` is the
+    p of the last rollout. Raises ValueError for a gain that is not positive, or a `most` outside (0, 1).
+
+    >>> HiddenRewardSteering(p=HoldEntropy(target=0.3))
+    """
+
+    target: float
+    gain: float = 5.0
+    most: float = 0.5
+    last: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.gain <= 0 or not 0 < self.most < 1:
+            raise ValueError(f"gain={self.gain} must be above 0, and most={self.most} between 0 and 1")
+
+    def of(self, batch: PolicyBatch) -> float:
+        """p for a rollout."""
+        assert batch.behaviour_log_probs is not None
+        entropy = -float(batch.behaviour_log_probs[batch.mask].mean())
+        self.last = max(-self.most, min(self.most, self.gain * (entropy - self.target)))
+        return self.last
+
+
 @dataclass(frozen=True)
 class HiddenRewardSteering(_Measured):
     """Steer between exploitation (`p` above 0) and exploration (below 0) by the hidden reward of tokens, as a `post` slot.
 
-    Worked out once a rollout from the policy that sampled. `p` is a number, or a function of the training step. With p = 0
-    and nothing masked it needs nothing and changes nothing; `mask_small=True` with p = 0 trains on dominant tokens only.
+    Worked out once a rollout from the policy that sampled. `p` is a number, a function of the training step, or adapts to the
+    rollout (`HoldEntropy`, which is told as the metric `thr/p`). With p = 0 and nothing masked it needs nothing and changes
+    nothing; `mask_small=True` with p = 0 trains on dominant tokens only.
 
     >>> grpo.having(post=(HiddenRewardSteering(p=-0.2),))
     """
 
-    p: float | Callable[[int], float] = 0.2
+    p: float | Callable[[int], float] | HoldEntropy = 0.2
     mask_small: bool = False
     weighting: Weighting = "sign"
 
     @property
     def needs(self) -> frozenset[str]:
         """Nothing where it does nothing."""
-        return frozenset() if self.p == 0 and not self.mask_small else super().needs
+        if self.p == 0 and not self.mask_small:
+            return frozenset()
+        return super().needs | ({"behaviour_log_probs"} if isinstance(self.p, HoldEntropy) else frozenset())
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """An adaptive p."""
+        return {"thr/p": torch.tensor(self.p.last)} if isinstance(self.p, HoldEntropy) else {}
 
     def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:
-        p = self.p(batch.step) if callable(self.p) else self.p
+        if isinstance(self.p, HoldEntropy):
+            p = self.p.of(batch)
+        else:
+            p = self.p(batch.step) if callable(self.p) else self.p
         if p == 0 and not self.mask_small:
             return advantage
         told = self.of(batch, advantage, self.weighting)

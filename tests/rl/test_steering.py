@@ -5,7 +5,7 @@ import torch
 from hidden_world import World
 
 from dynascope.rl.presets import grpo, gspo, thr, thr_gspo
-from dynascope.rl.steering import HiddenRewardSteering, RandomTokens, SharedTokenRelief, positive_only
+from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, RandomTokens, SharedTokenRelief, positive_only
 
 
 def test_uniform_groups_keep_their_advantage() -> None:
@@ -48,6 +48,23 @@ def test_p_may_follow_a_schedule() -> None:
     own = world.advantage
     assert torch.equal(slot(own, world.batch(step=0)), own)
     assert torch.equal(slot(own, world.batch(step=3)), HiddenRewardSteering(p=0.1 * 3)(own, world.batch()))
+
+
+def test_p_may_hold_the_entropy() -> None:
+    world = World()
+    own = grpo.advantages(world.batch())
+    for surprise, expected in ((0.5, 0.3), (0.31, 0.05), (0.1, -0.3)):
+        held = HoldEntropy(target=0.3, gain=5.0, most=0.3)
+        objective = grpo.having(post=(HiddenRewardSteering(p=held),))
+        seen = world.batch(behaviour_log_probs=torch.where(world.mask, -surprise, 99.0))
+        found = objective.advantages(seen)
+        torch.testing.assert_close(found, HiddenRewardSteering(p=expected)(own, seen), atol=1e-6, rtol=1e-5)
+        assert float(objective.rollout_metrics["thr/p"]) == pytest.approx(expected, abs=1e-6)
+    assert "behaviour_log_probs" in objective.rollout_needs
+    assert HiddenRewardSteering(p=0.2).metrics == {}
+    for settings in ({"gain": 0.0}, {"most": 1.0}):
+        with pytest.raises(ValueError, match="must be above 0"):
+            HoldEntropy(0.3, **settings)
 
 
 def test_on_gspo_each_token_has_its_own_advantage_at_the_sequences_ratio() -> None:

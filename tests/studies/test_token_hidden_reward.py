@@ -57,6 +57,8 @@ def test_a_turning_tilt_goes_from_one_side_to_the_other() -> None:
     assert [steering.p(step) for step in range(5)] == pytest.approx([-0.5, -0.25, 0.0, 0.25, 0.5])
     (masked,) = objective(Config(beta=2.0), ARMS["dominant"]).post
     assert (masked.p, masked.mask_small, masked.beta) == (0.0, True, 2.0)
+    (holding,) = objective(Config(held=0.4, p=0.3), ARMS["holding"]).post
+    assert (holding.p.target, holding.p.most) == (0.4, 0.3)
     assert objective(config, ARMS["kl-cov"]) is kl_cov
 
 

@@ -12,6 +12,7 @@ from dynascope.studies.token_hidden_reward.claims import last_entropy
 ARMS = {"exploit": "p above 0", "neutral": "p = 0 (GRPO)", "explore": "p below 0"}
 ALL = ARMS | {
     "turning": "p from below to above 0",
+    "holding": "p holds the entropy",
     "dominant": "dominant tokens only",
     "relief": "NTHR",
     "clip-higher": "clip higher",

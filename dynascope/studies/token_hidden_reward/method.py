@@ -1,13 +1,13 @@
 """Few tokens carry GRPO, and a tilt towards or away from them trades exploitation for exploration (arXiv 2510.03669).
 
 A small decoder that does sums with written steps rather badly is trained by GRPO. Three arms differ in p alone: tokens that
-raise the likelihood of right answers are amplified (p above 0), left, or weakened. Two more let p go from exploring to
-exploiting, and train on dominant tokens alone; the rest are what the paper and its readers compare with. Before training, the
-arm without a tilt also tries the mechanism: from the start model, one small step on the tokens with positive hidden reward of
-one prompt, and one on those with negative, and what either does to the right answers of that prompt.
+raise the likelihood of right answers are amplified (p above 0), left, or weakened. Three more let p go from exploring to
+exploiting, let it hold the entropy, and train on dominant tokens alone; the rest are what the paper and its readers compare
+with. Before training, the arm without a tilt also tries the mechanism: from the start model, one small step on the tokens with
+positive hidden reward of one prompt, and one on those with negative, and what either does to the right answers of that prompt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import grpo, kl_cov, pass_at_k_mixed
 from dynascope.rl.rollout import Rollout, score
-from dynascope.rl.steering import HiddenRewardSteering, SharedTokenRelief
+from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
@@ -40,6 +40,8 @@ class Config:
     """Of supervised learning; the start model should be right about a fifth of the time."""
     p: float = 0.5
     """How far the tilted arms go."""
+    held: float = 0.25
+    """Entropy that the arm `holding` aims at, in nats."""
     beta: float = 1.0
     """Of the threshold above which the arm `dominant` trains."""
     num_steps: int = 60
@@ -73,6 +75,8 @@ class Arm:
     """Which way to tilt: 1 exploits, −1 explores."""
     turns: bool = False
     """Whether p goes over to the other sign while training lasts."""
+    holds: bool = False
+    """Whether p adapts, so that the entropy stays where `held` says."""
     is_masked: bool = False
     """Whether dominant tokens alone are trained on."""
     other: str = ""
@@ -90,6 +94,7 @@ ARMS = {
     "exploit": Arm(1),
     "explore": Arm(-1),
     "turning": Arm(-1, turns=True),
+    "holding": Arm(0, holds=True),
     "dominant": Arm(0, is_masked=True),
 } | {name: Arm(other=name) for name in OTHERS}
 
@@ -98,12 +103,15 @@ def objective(config: Config, arm: Arm) -> PolicyObjective:
     """GRPO, with whatever the arm does to its tokens."""
     if arm.other:
         return OTHERS[arm.other]
-    p = config.p * arm.sign
-    last = max(config.num_steps - 1, 1)
-    steering = HiddenRewardSteering(
-        p=(lambda step: p * (1 - 2 * step / last)) if arm.turns else p, mask_small=arm.is_masked, beta=config.beta
-    )
-    return grpo.having(post=(steering,))
+    return grpo.having(post=(HiddenRewardSteering(p=tilt(config, arm), mask_small=arm.is_masked, beta=config.beta),))
+
+
+def tilt(config: Config, arm: Arm) -> float | Callable[[int], float] | HoldEntropy:
+    """The arm's p: constant, going over to the other sign, or holding the entropy."""
+    if arm.holds:
+        return HoldEntropy(config.held, most=config.p)
+    first, last = config.p * arm.sign, max(config.num_steps - 1, 1)
+    return (lambda step: first * (1 - 2 * step / last)) if arm.turns else first
 
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
