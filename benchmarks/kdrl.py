@@ -1,7 +1,8 @@
 """What a teacher costs: `python benchmarks/kdrl.py`.
 
-A whole step of training from rewards alone, with a teacher, and with one that is shown wrong answers only; and the teacher's
-pass alone: a few completions at a time, all at once, and with a log-softmax over the vocabulary that is kept.
+Steps of training from rewards alone, with a teacher, with one that is shown wrong answers only, and against its whole
+distributions; and the teacher's pass alone: a few completions at a time, all at once, with a log-softmax over the vocabulary
+that is kept, and the exact divergence, for which the policy's pass is needed as well.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from interleaved import medians, tell
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dynascope.rl import PolicyObjective, TeacherScorer, grpo, kdrl
+from dynascope.rl import KLTerm, PolicyObjective, TeacherScorer, exact_teacher_kl, grpo, kdrl
 from dynascope.rl.loop import LoopConfig, train
 from dynascope.rl.presets import kdrl_masking_response
 from dynascope.rl.rollout import Rollout, completion_logits, sample
@@ -22,11 +23,11 @@ from dynascope.rl.tasks.base_model import BaseModel, base_model
 
 
 def step(objective: PolicyObjective, start: nn.Module, teacher: nn.Module) -> Callable[[], None]:
-    """One step of training of a copy that goes on from call to call."""
+    """Four steps of training of a copy that goes on from call to call; the first of a call also checks the teacher."""
     model = copy.deepcopy(start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     generator = torch.Generator().manual_seed(0)
-    amount = LoopConfig(num_steps=1, num_prompts=32)
+    amount = LoopConfig(num_steps=4, num_prompts=32)
     return lambda: train(model, objective, Arithmetic(), optimizer, amount, generator=generator, teacher=teacher)
 
 
@@ -44,8 +45,9 @@ def main() -> None:
     torch.manual_seed(0)
     start = base_model(BaseModel(num_steps=200), seed=0)
     teacher = base_model(BaseModel(num_steps=400), seed=1)
-    print("a step of training, 32 prompts of 8 answers, student and teacher of 2 layers of width 64")
+    print("four steps of training, 32 prompts of 8 answers, student and teacher of 2 layers of width 64")
     ours = {"grpo": grpo, "kdrl": kdrl, "kdrl, wrong answers only": kdrl_masking_response}
+    ours["kdrl, whole distributions"] = kdrl.having(kl=(KLTerm("teacher", "full", 2e-3),))
     tell(medians({name: step(one, start, teacher) for name, one in ours.items()}, turns), "grpo")
 
     config = LlamaConfig(
@@ -59,6 +61,8 @@ def main() -> None:
         "4 completions at a time": lambda: TeacherScorer(large, 4)(rollout),
         "all at once": lambda: TeacherScorer(large)(rollout),
         "a log-softmax that is kept": lambda: kept_whole(large, rollout),
+        "4 at a time, the likeliest 20 alone": lambda: TeacherScorer(large, 4, top_k=20)(rollout),
+        "4 at a time, exact divergence": lambda: exact_teacher_kl(large, TeacherScorer(large, 4), rollout),
     }
     difference = (TeacherScorer(large, 4)(rollout) - kept_whole(large, rollout) * rollout.mask).abs().max()
     print(f"largest difference {difference:.1e} nats")

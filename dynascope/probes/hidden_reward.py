@@ -134,7 +134,7 @@ class TokenHiddenReward(Probe):
     def measure(self, view: ModelView) -> Mapping[str, Tensor]:
         """One look at the completions."""
         rollout, correct = self.rollout, self.correct
-        told = score(view.model, rollout, {"hidden", "entropy"})
+        told = score(view.model, rollout, {"hidden", "unembedding", "entropy"})
         reward = token_hidden_reward(
             told["hidden"],
             rollout.tokens,

@@ -20,21 +20,20 @@ from dynascope.rl.distillation import (
     LinearAnneal,
     TeacherAdvantage,
     TeacherReward,
-    TeacherScorer,
     kd_mask,
     kd_rkl_loss,
 )
+from dynascope.rl.entropy.baselines import (
+    CompletionEntropy,
+    DualTokenClip,
+    EntropyAdvantage,
+    ForkingTokens,
+    TopEntropy,
+)
 from dynascope.rl.entropy.parts import AdaptiveTemperature, entropy_aware
 from dynascope.rl.entropy.signal import EntropySignal, token_entropy
-from dynascope.rl.hidden_reward import (
-    HiddenReward,
-    HiddenRewardSteering,
-    SharedTokenRelief,
-    gwhes,
-    nthr_reweight,
-    thr_reweight,
-    token_hidden_reward,
-)
+from dynascope.rl.exploration import PassAtKMixed, TopCovariance, pass_at_k_advantage
+from dynascope.rl.hidden_reward import HiddenReward, gwhes, nthr_reweight, thr_reweight, token_hidden_reward
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
 from dynascope.rl.presets import (
@@ -64,21 +63,29 @@ from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk.advantage import RiskAdvantage
 from dynascope.rl.risk.measures import mvar_advantage, risk_report
 from dynascope.rl.risk.quantiles import QuantileTracker
+from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.surrogate import clipped_surrogate
+from dynascope.rl.teachers import TeacherScorer, check_teacher, exact_teacher_kl, watch_teacher
 
 __all__ = [
     "GAE",
     "PRESETS",
     "AdaptiveTemperature",
     "AdvantageFilter",
+    "CompletionEntropy",
+    "DualTokenClip",
+    "EntropyAdvantage",
     "EntropySignal",
+    "ForkingTokens",
     "GroupZScore",
     "HiddenReward",
     "HiddenRewardSteering",
+    "HoldEntropy",
     "KLTerm",
     "LeaveOneOut",
     "LinearAnneal",
     "LossView",
+    "PassAtKMixed",
     "PolicyBatch",
     "PolicyObjective",
     "QuantileTracker",
@@ -87,13 +94,17 @@ __all__ = [
     "TeacherAdvantage",
     "TeacherReward",
     "TeacherScorer",
+    "TopCovariance",
+    "TopEntropy",
     "WhitenedReturns",
     "aggregate",
     "center",
+    "check_teacher",
     "clipped_surrogate",
     "dapo",
     "dr_grpo",
     "entropy_aware",
+    "exact_teacher_kl",
     "filter_advantages",
     "generalized_advantages",
     "group_z_score",
@@ -114,6 +125,7 @@ __all__ = [
     "mvar_advantage",
     "normalize_advantages",
     "nthr_reweight",
+    "pass_at_k_advantage",
     "ppo",
     "preset",
     "reinforce_pp",
@@ -130,5 +142,6 @@ __all__ = [
     "token_entropy",
     "token_hidden_reward",
     "unit_rms",
+    "watch_teacher",
     "whiten",
 ]

@@ -10,23 +10,23 @@ It enters in one of three ways:
 | reward      | `advantage=TeacherReward(β)`             | β·ΣR in the reward, before groups are compared                 |
 
 A term of kind k1 trains nothing, and one of kind k3 goes towards KL(teacher ‖ π): see the table in `rl/kl.py`. A sharp
-teacher far from the policy gives R of −10 to −20, and k2 weighs tokens by it: `clamp=2` bounds that weight.
+teacher far from the policy gives R of −10 to −20, and k2 weighs tokens by it: `clamp=2` bounds that weight. Who the teacher is
+and what it says is in `rl/teachers.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynascope.rl.advantages import Groups, GroupZScore, returns_to_go
 from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.kl import kl_estimate
 from dynascope.rl.objective import Advantage, LossView
-from dynascope.rl.rollout import Rollout, completion_logits
 
 Credit = Literal["immediate", "return_to_go"]
 
@@ -105,24 +105,6 @@ def unsolved_prompts(batch: PolicyBatch) -> Bool[Tensor, " N"]:
     """
     assert batch.is_solved is not None
     return ~batch.is_solved
-
-
-def floored(
-    teacher_log_probs: Float[Tensor, "N T"],
-    log_probs: Float[Tensor, "N T"],
-    mask: Bool[Tensor, "N T"],
-    *,
-    lowest: float = -20.0,
-) -> tuple[Float[Tensor, "N T"], Int[Tensor, ""]]:
-    """A teacher's log-probabilities with R held at `lowest` from below, and how many tokens that took.
-
-    For teachers that answer −inf, as servers do that know their likeliest tokens alone.
-
-    >>> teacher_log_probs, count = floored(teacher_log_probs, behaviour_log_probs, mask)
-    """
-    least = log_probs.float() + lowest
-    is_below = (teacher_log_probs.float() < least) & mask
-    return torch.where(is_below, least, teacher_log_probs.float()), is_below.sum()
 
 
 def kd_rkl_loss(
@@ -251,100 +233,3 @@ class TeacherReward:
         gap = teacher_credit(batch.behaviour_log_probs, batch.teacher_log_probs, batch.mask, clamp=self.clamp).sum(1)
         gap = gap if self.over == "sum" else gap / batch.mask.sum(1).clamp(min=1)
         return self.estimator(batch.having(rewards=batch.rewards + beta * gap))
-
-
-@dataclass(frozen=True, eq=False)
-class TeacherScorer:
-    """A teacher's log-probabilities of sampled tokens, a few completions at a time, so that few logits are held.
-
-    Args:
-        model: Frozen by whoever made it; it is asked in evaluation mode and without a gradient.
-        micro_batch: Completions at a time.
-        vocabulary: Only these first tokens count, where the teacher's table is padded to more than the policy's.
-
-    >>> train(model, preset("kdrl"), task, optimizer, generator=generator, teacher=TeacherScorer(teacher, micro_batch=8))
-    """
-
-    model: nn.Module
-    micro_batch: int = 64
-    vocabulary: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Of the vocabulary that counts."""
-        return self.vocabulary or len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
-
-    @torch.no_grad()
-    def __call__(self, rollout: Rollout, rows: Bool[Tensor, " N"] | None = None) -> Float[Tensor, "N T"]:
-        """At the rollout's temperature, in float32. Completions that are not in `rows` keep the policy's own."""
-        told = rollout.behaviour_log_probs.float().clone()
-        places = torch.arange(len(rollout)) if rows is None else rows.nonzero().flatten()
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            for some in places.split(self.micro_batch):
-                part = rollout.select(some)
-                logits = completion_logits(self.model, part.prompts, part.prompt_mask, part.tokens)[..., : self.size]
-                logits = logits.float() / rollout.temperature
-                log_probs = logits.gather(-1, part.tokens[..., None])[..., 0] - logits.logsumexp(-1)
-                told[some] = log_probs.masked_fill(~part.mask, 0.0)
-        finally:
-            self.model.train(was_training)
-        return told
-
-
-GAPS = (-20.0, -10.0, -5.0, -2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0, 5.0)
-"""Edges of the histogram of R, in nats."""
-
-
-def watch_teacher(batch: PolicyBatch) -> dict[str, Tensor]:
-    """What a rollout says of the teacher, without a further pass.
-
-    - `teacher/gap_histogram`: share of tokens with R below, between and above `GAPS`.
-    - `teacher/kl`: mean of −R, an unbiased estimate of KL(π ‖ teacher) a token, in nats; of right and of wrong completions
-      `teacher/kl_right`, `teacher/kl_wrong`.
-    - `teacher/gap_max`: the largest |R|: beyond 10, clamp.
-    - `rollout/tokens_per_right`: all tokens over right completions.
-
-    >>> watch_teacher(step.batch)["teacher/gap_max"]
-    """
-    assert batch.behaviour_log_probs is not None
-    assert batch.teacher_log_probs is not None
-    assert batch.correct is not None
-    gap = teacher_credit(batch.behaviour_log_probs, batch.teacher_log_probs, batch.mask)
-    own = gap[batch.mask]
-    counts = torch.bucketize(own, own.new_tensor(GAPS)).bincount(minlength=len(GAPS) + 1)
-    right = batch.correct[:, None] & batch.mask
-    return {
-        "teacher/gap_histogram": counts / counts.sum(),
-        "teacher/kl": -own.mean(),
-        "teacher/kl_right": -gap[right].mean(),
-        "teacher/kl_wrong": -gap[batch.mask & ~right].mean(),
-        "teacher/gap_max": own.abs().max(),
-        "rollout/tokens_per_right": batch.mask.sum() / batch.correct.sum(),
-    }
-
-
-def gradient_cosine(
-    model: nn.Module, losses: Sequence[Callable[[], Tensor]]
-) -> tuple[Float[Tensor, ""], Float[Tensor, " losses"]]:
-    """Cosine of the gradients of two losses, and the norm of each: do reward and teacher pull the same way, and how hard?
-
-    A norm of 0 for the distillation loss on the first step says that no teacher arrived. Two backward passes.
-
-    >>> reward, teacher = objective.having(kl=()), objective.having(policy_weight=0.0)
-    >>> gradient_cosine(model, [lambda: reward.loss(batch())[0], lambda: teacher.loss(batch())[0]])
-    """
-    parameters = [one for one in model.parameters() if one.requires_grad]
-    flat: list[Any] = []
-    for loss in losses:
-        gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
-        flat.append(
-            torch.cat(
-                [
-                    torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
-                    for parameter, gradient in zip(parameters, gradients, strict=True)
-                ]
-            )
-        )
-    return torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0), torch.stack([one.norm() for one in flat])

@@ -8,25 +8,28 @@ unembedding. So what a token does to the right answers P of its prompt is
 and its hidden reward is the sign of its advantage times that: positive where the update makes right answers likelier,
 negative where it makes them rarer, as when a wrong answer is punished for the right steps in it (2505.18830).
 
-A token that the policy is sure of has g ≈ 0, hence no hidden reward: "dominant" partly means "uncertain". Tied embeddings
-and capped logits break the identity with the gradient, not the computation.
+A token that the policy is sure of has g ≈ 0, hence no hidden reward: "dominant" partly means "uncertain", and with training
+|THR| shrinks everywhere, so that the threshold is each group's own. Tied embeddings break the identity with the gradient (the
+embedding moves along), not the computation. With logits that are capped (c·tanh(z/c)) each component of g would carry a factor
+1 − (logit/c)²: hand the capped logits over, and what comes out leaves that factor away; slots refuse such models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
-from dynascope.rl.batch import PolicyBatch
 
 MAX_ANCHOR_NUMBERS = 2**25
 """Numbers of M that are held at once, over groups."""
 MAX_PROBS = 2**24
 """Probabilities that are held at once, unless `chunk` says otherwise."""
+CACHED_PROBS = 2**20
+"""Of several groups on a CPU, whose cache holds about as many."""
 
 Weighting = Literal["sign", "advantage"]
 Vocabulary = Literal["full", "group"]
@@ -115,7 +118,8 @@ def token_hidden_reward(
     ids = torch.zeros_like(mask[:, 0], dtype=torch.long) if group_ids is None else group_ids
     groups = Groups.by(ids)
     index = groups.index
-    seen = _Seen(hidden, tokens, mask, anchors, unembedding, logits, temperature, vocabulary, chunk)
+    largest = int(groups.sizes.max())
+    seen = _Seen(hidden, tokens, mask, anchors, unembedding, logits, temperature, vocabulary, chunk, largest)
 
     with torch.no_grad():
         influence = torch.zeros(mask.shape, dtype=wide, device=mask.device)
@@ -174,6 +178,8 @@ class _Seen:
     temperature: float
     vocabulary: str
     chunk: int | None
+    largest_group: int
+    """Completions of it."""
 
     @property
     def size(self) -> int:
@@ -183,7 +189,11 @@ class _Seen:
     @property
     def groups_at_once(self) -> int:
         """Groups with a vocabulary of their own go one by one."""
-        return 1 if self.vocabulary == "group" else max(1, MAX_ANCHOR_NUMBERS // (self.size * self.hidden.shape[-1]))
+        if self.vocabulary == "group":
+            return 1
+        limit = CACHED_PROBS if self.hidden.device.type == "cpu" else MAX_PROBS
+        by_probs = limit // (self.size * self.largest_group * self.mask.shape[1])
+        return max(1, min(MAX_ANCHOR_NUMBERS // (self.size * self.hidden.shape[-1]), by_probs))
 
     def add_influence(self, rows: Tensor, influence: Tensor) -> None:
         """Write the influence of the completions of these groups (groups, completions)."""
@@ -230,7 +240,9 @@ class _Seen:
             width = self.mask.shape[1]
             at = torch.arange(part.start, part.stop, device=rows.device)
             logits = self.logits[rows[:, at // width], at % width].masked_fill(~counts[:, part, None], 0.0)
-        probs = (logits.to(wide) / self.temperature).softmax(-1)
+        if self.temperature != 1:
+            logits = logits.to(wide) / self.temperature
+        probs = logits.softmax(-1, dtype=wide)
         return probs if kept is None else probs[..., kept]
 
 
@@ -304,125 +316,3 @@ def gwhes(
     by_completion = influence.sum(1) * torch.where(correct, -1 / odds, odds)
     by_completion = by_completion.masked_fill((q == 0) | (q == 1), 0.0)
     return influence.new_zeros(groups.num).index_add(0, groups.index, by_completion)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What the two slots measure alike."""
-
-    beta: float = 1.0
-    vocabulary: Vocabulary = "full"
-    normalise: Normalise = "none"
-    threshold: float | None = None
-    """Answers count as right by their reward above this; None goes by `correct`."""
-    chunk: int | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the policy's own pass over the rollout gives."""
-        return frozenset({"hidden", "unembedding", "tokens"} | ({"correct"} if self.threshold is None else set()))
-
-    def right(self, batch: PolicyBatch) -> Bool[Tensor, " N"]:
-        """Which completions are to become likelier."""
-        if self.threshold is not None:
-            return batch.rewards > self.threshold
-        assert batch.correct is not None
-        return batch.correct
-
-    def of(self, batch: PolicyBatch, advantage: Tensor, weighting: Weighting = "sign") -> HiddenReward:
-        """The hidden rewards of a rollout; groups that are all right or all wrong are not worked out, and 0."""
-        right = self.right(batch)
-        rows = (~Groups.by(batch.group_ids).is_uniform(right.float())).nonzero().flatten()
-        zero = torch.zeros_like(batch.mask, dtype=torch.float32)
-        lowest = torch.full_like(zero[:, 0], -torch.inf)
-        if not len(rows):
-            return HiddenReward(zero, zero, lowest, zero[:, 0])
-        assert batch.hidden is not None
-        assert batch.tokens is not None
-        told = token_hidden_reward(
-            batch.hidden[rows],
-            batch.tokens[rows],
-            batch.mask[rows],
-            right[rows],
-            batch.group_ids[rows],
-            unembedding=batch.unembedding,
-            temperature=batch.temperature,
-            advantage=advantage[rows],
-            weighting=weighting,
-            vocabulary=self.vocabulary,
-            normalise=self.normalise,
-            beta=self.beta,
-            chunk=self.chunk,
-        )
-
-        def put(whole: Tensor, part: Tensor) -> Tensor:
-            return whole.to(part.dtype).index_put((rows,), part)
-
-        return HiddenReward(
-            put(zero, told.thr), put(zero, told.influence), put(lowest, told.tau), put(zero[:, 0], told.anchors)
-        )
-
-
-@dataclass(frozen=True)
-class HiddenRewardSteering(_Measured):
-    """Steer between exploitation (`p` above 0) and exploration (below 0) by the hidden reward of tokens, as a `post` slot.
-
-    Worked out once a rollout from the policy that sampled. `p` is a number, or a function of the training step. With p = 0
-    and nothing masked it needs nothing and changes nothing; `mask_small=True` with p = 0 trains on dominant tokens only.
-
-    >>> grpo.having(post=(HiddenRewardSteering(p=-0.2),))
-    """
-
-    p: float | Callable[[int], float] = 0.2
-    mask_small: bool = False
-    weighting: Weighting = "sign"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing where it does nothing."""
-        return frozenset() if self.p == 0 and not self.mask_small else super().needs
-
-    def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:
-        p = self.p(batch.step) if callable(self.p) else self.p
-        if p == 0 and not self.mask_small:
-            return advantage
-        told = self.of(batch, advantage, self.weighting)
-        return thr_reweight(advantage, told.thr, p=p, tau=told.tau, mask_small=self.mask_small)
-
-
-@dataclass(frozen=True)
-class SharedTokenRelief(_Measured):
-    """NTHR as a `post` slot: wrong answers are punished less for what they share with right ones (2505.18830).
-
-    >>> grpo.having(post=(SharedTokenRelief(),))
-    """
-
-    def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:
-        right, told = self.right(batch), self.of(batch, advantage)
-        tau = torch.where(told.tau.isfinite(), told.tau, torch.inf)
-        return nthr_reweight(advantage, told.influence, right, batch.group_ids, tau)
-
-
-def positive_only(advantage: Tensor, batch: PolicyBatch) -> Tensor:
-    """Learn from what was better than expected alone, as a `post` slot: NTHR's baseline.
-
-    >>> grpo.having(post=(positive_only,))
-    """
-    return advantage.clamp(min=0)
-
-
-@dataclass(frozen=True)
-class TopEntropy:
-    """Learn from the share of tokens with the highest entropy alone, as a `post` slot: the baseline that users ask for.
-
-    >>> grpo.having(post=(TopEntropy(0.2),))
-    """
-
-    share: float = 0.2
-    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
-
-    def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Float[Tensor, "N T"]:
-        assert batch.entropy is not None
-        spread = advantage if advantage.ndim == 2 else advantage[:, None]
-        least = batch.entropy[batch.mask].quantile(1 - self.share)
-        return spread * ((batch.entropy >= least) & batch.mask)

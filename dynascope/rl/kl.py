@@ -1,4 +1,4 @@
-"""Estimates of a KL divergence from the log-probabilities of sampled tokens, and the term that they make in a loss.
+r"""Estimates of a KL divergence from the log-probabilities of sampled tokens, and the term that they make in a loss.
 
 With R = log π_ref − log π at tokens sampled from π, autograd sees only the estimate, not the sampling, so what an
 estimate is worth as a *value* and as a *loss* are two things (derived by differentiating under the expectation):
@@ -8,6 +8,7 @@ estimate is worth as a *value* and as a *loss* are two things (derived by differ
 | k1   | −R    | KL(π ‖ ref)   | 0: it trains nothing. As a detached reward, R is the right one |
 | k2   | R²/2  | biased        | that of KL(π ‖ ref), exactly                                   |
 | k3   | eᴿ−R−1| KL(π ‖ ref)   | that of KL(ref ‖ π), the forward one, with heavy-tailed weights |
+| abs  | \|R\| | biased        | that of Σ \|π − ref\|, twice the total variation                |
 | full |       | KL(π ‖ ref)   | that of KL(π ‖ ref), without sampling noise                    |
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from dynascope.rl.batch import PolicyBatch
 
-Kind = Literal["k1", "k2", "k3", "full"]
+Kind = Literal["k1", "k2", "k3", "abs", "full"]
 
 
 def kl_estimate(
@@ -31,26 +32,35 @@ def kl_estimate(
     *,
     logits: Float[Tensor, "*N vocabulary"] | None = None,
     ref_logits: Float[Tensor, "*N vocabulary"] | None = None,
+    top: int | None = None,
     clamp: float | None = None,
     as_reward: bool = False,
 ) -> Float[Tensor, "*N"]:
     """KL(π ‖ π_ref) at every token, in nats; `ref_log_probs` and `ref_logits` are taken as constants.
 
-    "full" is the closed form over the vocabulary and needs both logits; the others need the sampled tokens only. Beyond
+    "full" is the closed form over the vocabulary and needs both logits; the others need the sampled tokens only. `top` sums
+    over the policy's likeliest tokens alone, which is no divergence any more: it can be negative, and pushes the policy to
+    tokens outside (2506.02208 found it unstable). Beyond
     |R| = `clamp` an estimate goes on as its tangent there, so that its gradient is bounded yet never 0. `as_reward`
     detaches the result. The module's table says which kind is for what; k1 to k3 are Schulman's (2020).
 
-    Raises ValueError for another kind, "full" without logits, or a `clamp` that is not positive.
+    Raises ValueError for another kind, "full" without logits, a `top` below 1 or without "full", or a `clamp` that is not
+    positive.
 
     >>> kl_estimate(torch.tensor([-1.0]), torch.tensor([-2.0]), "k2")
     tensor([0.5000])
     """
     if clamp is not None and clamp <= 0:
         raise ValueError(f"clamp={clamp} must be positive")
+    if top is not None and (top < 1 or kind != "full"):
+        raise ValueError(f"top={top} must be at least 1, and is for kind='full'")
     if kind == "full":
         if logits is None or ref_logits is None:
             raise ValueError("kind='full' sums over the vocabulary and needs logits and ref_logits")
         own, other = logits.float().log_softmax(-1), ref_logits.detach().float().log_softmax(-1)
+        if top is not None:
+            likeliest = own.topk(min(top, own.shape[-1]), -1).indices
+            own, other = own.gather(-1, likeliest), other.gather(-1, likeliest)
         estimate = (own.exp() * (own - other)).sum(-1)
         return estimate.detach() if as_reward else estimate
     gap = ref_log_probs.detach().float() - log_probs.float()
@@ -61,8 +71,10 @@ def kl_estimate(
         estimate, slope = near.square() / 2, near
     elif kind == "k3":
         estimate, slope = near.exp() - near - 1, near.exp() - 1
+    elif kind == "abs":
+        estimate, slope = near.abs(), near.sign()
     else:
-        raise ValueError(f"kind is k1, k2, k3 or full, not {kind!r}")
+        raise ValueError(f"kind is k1, k2, k3, abs or full, not {kind!r}")
     if clamp is not None:
         estimate = estimate + slope.detach() * (gap - near)
     return estimate.detach() if as_reward else estimate
@@ -70,17 +82,19 @@ def kl_estimate(
 
 @dataclass(frozen=True)
 class KLTerm:
-    """Coefficient · KL(π ‖ start model or teacher), as a term of the loss.
+    """Coefficient · KL(π ‖ start model, teacher, or the policy that sampled), as a term of the loss.
 
     `coefficient` is a number or a function of the training step. `keep` says how much each completion (N,) or token
     (N, T) of a batch counts, from 0 to 1; with `norm="all"` fewer kept ones make a weaker term, with "kept" the term is
     the mean over what is kept. `is_ratio_weighted` multiplies by the current ratio, which makes k1 and k3 right when
     the policy has moved since it sampled.
 
+    Raises ValueError for "full" against the policy that sampled, whose logits nobody keeps.
+
     >>> grpo.having(kl=(KLTerm("teacher", "k2", 5e-3, keep=lambda batch: ~batch.correct),))
     """
 
-    against: Literal["ref", "teacher"] = "ref"
+    against: Literal["ref", "teacher", "behaviour"] = "ref"
     kind: Kind = "k3"
     coefficient: float | Callable[[int], float] = 1e-3
     clamp: float | None = None
@@ -89,6 +103,12 @@ class KLTerm:
     is_ratio_weighted: bool = False
     also_needs: frozenset[str] = frozenset()
     """What `keep` reads of the batch beyond rewards and mask."""
+    top: int | None = None
+    """Of "full", as in `kl_estimate`."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "full" and self.against == "behaviour":
+            raise ValueError("kind='full' needs the other's logits, and those of the policy that sampled are not kept")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -111,7 +131,8 @@ class KLTerm:
             other,
             self.kind,
             logits=batch.logits,
-            ref_logits=getattr(batch, f"{self.against}_logits"),
+            ref_logits=getattr(batch, f"{self.against}_logits", None),
+            top=self.top,
             clamp=self.clamp,
         )
         return estimate.masked_fill(~batch.mask, 0.0)

@@ -15,13 +15,16 @@ from torch.optim import Optimizer
 from dynascope.rl.advantages import penalised_rewards, returns_to_go
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.critic import LinearCritic
-from dynascope.rl.distillation import TeacherScorer, solved
+from dynascope.rl.distillation import solved
 from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
-from dynascope.rl.rollout import Rollout, sample, score
+from dynascope.rl.rollout import Rollout, sample, score, unembedding
 from dynascope.rl.tasks.rewards import Reward, evaluate_rewards
+from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher
 
 _SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
+_CHECKED = 8
+"""Completions that tell whether a teacher teaches."""
 
 
 @runtime_checkable
@@ -102,7 +105,7 @@ def train(
     generator: torch.Generator,
     rewards: Reward | Mapping[str, Reward] | None = None,
     ref_model: nn.Module | None = None,
-    teacher: nn.Module | TeacherScorer | None = None,
+    teacher: nn.Module | Teacher | None = None,
     critic: LinearCritic | None = None,
     keep: Callable[[PolicyBatch], Bool[Tensor, " N"]] | None = None,
     process: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -113,21 +116,23 @@ def train(
     Args:
         rewards: As in `evaluate_rewards`, given `problem` beside prompts and completions; None rewards right answers with 1.
         ref_model: The start model, where the objective has a term against it.
-        teacher: Likewise; it must have the policy's vocabulary. A `TeacherScorer` says how it is asked.
+        teacher: Likewise; it must have the policy's vocabulary. A `TeacherScorer` says how it is asked; anything else that
+            knows log-probabilities is a `Teacher` too.
         critic: For objectives that need values; made when it is needed and not given.
         keep: Which completions are learned from, once rewards are known (`learnable_groups` is DAPO's dynamic sampling).
             A rollout of which nothing is kept takes no optimizer step.
         process: Changes the distribution that is drawn from, as in `sample`.
         look: Called after every step with what it saw; interleaved updates of one's own go here too.
 
-    Raises ValueError when a model that the objective needs is missing or has another vocabulary, when a reward fails, or
-    when a gradient is not finite.
+    Raises ValueError when a model that the objective needs is missing or has another vocabulary, when a reward fails,
+    when a teacher teaches nothing (`check_teacher`), or when a gradient is not finite.
 
     >>> train(model, preset("dapo"), Arithmetic(), AdamW(model.parameters(), 3e-4), generator=generator)
     """
     _check_vocabulary(model, teacher)
     if "values" in objective.rollout_needs and critic is None:
         critic = LinearCritic(model.get_output_embeddings().weight.shape[1])  # type: ignore[operator]
+    is_taught = False
     for number in range(config.num_steps):
         keeps_hidden = not {"hidden", "values"}.isdisjoint(objective.rollout_needs)
         problems, rollout = draw_rollout(model, task, config, generator, process, number, keeps_hidden)
@@ -152,6 +157,7 @@ def train(
         if len(batch):
             advantage = objective.advantages(batch)
             batch = batch.having(advantage=advantage)
+            is_taught = is_taught or _check_first(model, objective, rollout, batch)
             pushed = {**watch_advantages(rollout, advantage), **objective.rollout_metrics}
             metrics = {**metrics, **pushed, **update(model, objective, rollout, batch, optimizer, config, generator)}
             if critic is not None and batch.hidden is not None:
@@ -212,7 +218,7 @@ def known_before(
     rollout: Rollout,
     objective: PolicyObjective,
     ref_model: nn.Module | None = None,
-    teacher: nn.Module | TeacherScorer | None = None,
+    teacher: nn.Module | Teacher | None = None,
     batch: PolicyBatch | None = None,
 ) -> dict[str, Tensor]:
     """What the objective's slots need of the policy as it was, of the start model and of a teacher; only that.
@@ -227,7 +233,9 @@ def known_before(
         wanted |= {"hidden"}
     if rollout.hidden is not None and not wanted.isdisjoint({"hidden", "unembedding"}):
         wanted -= {"hidden", "unembedding"}
-        known |= {"hidden": rollout.hidden, "unembedding": model.get_output_embeddings().weight}  # type: ignore[operator]
+        known["hidden"] = rollout.hidden
+        if "unembedding" in objective.rollout_needs:
+            known["unembedding"] = unembedding(model)
     if wanted:
         told = score(model, rollout, wanted)
         known |= {name: told[name] for name in told if name != "log_probs"}
@@ -240,11 +248,13 @@ def known_before(
             argument = "ref_model" if name == "ref" else name
             raise ValueError(f"this objective needs {', '.join(sorted(own))}: give {argument}=")
         if name == "teacher" and own == {"teacher_log_probs"}:
-            asked = other if isinstance(other, TeacherScorer) else TeacherScorer(other)
+            asked = TeacherScorer(other) if isinstance(other, nn.Module) else other
             rows = None if batch is None else objective.kept_by_teacher(batch)
             known["teacher_log_probs"] = asked(rollout, rows)
             continue
         scored = other.model if isinstance(other, TeacherScorer) else other
+        if not isinstance(scored, nn.Module):
+            raise ValueError("kind='full' compares with the teacher's logits: give a model, or use kind='k2'")
         told = score(scored, rollout, {"logits"} if f"{name}_logits" in own else ())
         known |= {f"{name}_{one}": value for one, value in told.items() if f"{name}_{one}" in own}
     return known
@@ -282,10 +292,23 @@ def _mean(every: Sequence[Metrics], name: str) -> Tensor:
     return torch.stack([one[name].float() for one in every]).mean()
 
 
-def _check_vocabulary(model: nn.Module, teacher: nn.Module | TeacherScorer | None) -> None:
+def _check_first(model: nn.Module, objective: PolicyObjective, rollout: Rollout, batch: PolicyBatch) -> bool:
+    """`check_teacher` on the first few completions that the teacher saw."""
+    if not objective.is_shaped_by_teacher and not any(term.against == "teacher" for term in objective.kl):
+        return True
+    kept = objective.kept_by_teacher(batch)
+    rows = (torch.ones_like(batch.mask[:, 0]) if kept is None else kept).nonzero().flatten()[:_CHECKED]
+    if not len(rows):
+        return False
+    with torch.no_grad():
+        scored = score(model, rollout.select(rows), objective.loss_needs & _SCORED)
+    return check_teacher(objective, batch.select(rows).having(**scored))
+
+
+def _check_vocabulary(model: nn.Module, teacher: nn.Module | Teacher | None) -> None:
     if teacher is None:
         return
-    own, other = ((one if isinstance(one, TeacherScorer) else TeacherScorer(one)).size for one in (model, teacher))
+    own, other = ((TeacherScorer(one) if isinstance(one, nn.Module) else one).size for one in (model, teacher))
     if own != other:
         raise ValueError(
             f"the teacher has a vocabulary of {other} tokens and the policy one of {own}; they must share it"

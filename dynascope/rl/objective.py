@@ -127,11 +127,17 @@ class PolicyObjective:
         truncated = frozenset(() if self.learns_from_truncated else {"is_truncated"})
         return _needs(self.clip, *self.adjust, *self.kl) | bonus | truncated
 
+    @property
+    def is_shaped_by_teacher(self) -> bool:
+        """Whether a slot other than a KL term reads what a teacher says."""
+        return "teacher_log_probs" in _needs(self.advantage, *self.post, self.clip, *self.adjust)
+
     def kept_by_teacher(self, batch: PolicyBatch) -> Tensor | None:
         """Which completions (N,) some slot compares with a teacher; None where that cannot be told, so all of them."""
         terms = [term for term in self.kl if term.against == "teacher"]
-        others = _needs(self.advantage, *self.post, self.clip, *self.adjust)
-        if "teacher_log_probs" in others or any(term.keep is None for term in terms):
+        if self.is_shaped_by_teacher or any(term.keep is None for term in terms):
+            return None
+        if any(getattr(batch, name) is None for term in terms for name in term.also_needs):
             return None
         kept = [one for term in terms if (one := term.kept(batch)) is not None]
         return torch.stack([(one > 0).any(1) for one in kept]).any(0)
@@ -166,13 +172,16 @@ class PolicyObjective:
 
         Raises ValueError when log-probabilities, advantages or what a slot needs are missing.
         """
+        if batch.behaviour_log_probs is None and batch.log_probs is not None:
+            batch = batch.having(behaviour_log_probs=batch.log_probs.detach())
         batch.require(self.loss_needs | {"log_probs", "advantage"}, "this objective's loss")
         if not self.learns_from_truncated:
             assert batch.is_truncated is not None
             batch = batch.having(mask=batch.mask & ~batch.is_truncated[:, None])
         assert batch.log_probs is not None
         assert batch.advantage is not None
-        behaviour = batch.log_probs.detach() if batch.behaviour_log_probs is None else batch.behaviour_log_probs
+        assert batch.behaviour_log_probs is not None
+        behaviour = batch.behaviour_log_probs
         log_ratio = log_ratios(batch.log_probs, behaviour, batch.mask, level=self.ratio, pre_clip=self.pre_clip)
         ratio = log_ratio.exp()
 
@@ -189,7 +198,9 @@ class PolicyObjective:
         loss = self.policy_weight * policy_loss
         divergences = {}
         for term in self.kl:
-            weighed, divergences[f"kl/{term.against}"] = self._divergence(term, ratio, batch)
+            weighed, plain = self._divergence(term, ratio, batch)
+            if term.against != "behaviour":  # of which every loss tells
+                divergences[f"kl/{term.against}"] = plain
             loss = loss + term.weight(batch.step) * weighed
         if self.entropy_bonus:
             assert batch.entropy is not None
@@ -232,19 +243,17 @@ class PolicyObjective:
         }
 
     def _divergence(self, term: KLTerm, ratio: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
-        """A KL term as it enters the loss, and its plain token mean to be told."""
-        by_token = term.by_token(batch)
-        plain = aggregate(by_token.detach(), batch.mask, "token-mean")
+        """A KL term as it enters the loss, and its plain mean over the tokens that it keeps, to be told."""
+        by_token, kept = term.by_token(batch), term.kept(batch)
+        weights = batch.mask if kept is None else kept * batch.mask
+        total = weights.sum().clamp(min=1e-9)
+        plain = (by_token.detach() * weights).sum() / total
         if term.is_ratio_weighted:
             by_token = by_token * ratio
-        kept = term.kept(batch)
         if kept is None:
             return self._aggregate(by_token, batch), plain
         by_token = by_token * kept
-        if term.norm == "kept":
-            weights = (kept * batch.mask).sum()
-            return by_token.sum() / torch.where(weights > 0, weights, 1.0), plain
-        return self._aggregate(by_token, batch), plain
+        return (by_token.sum() / total if term.norm == "kept" else self._aggregate(by_token, batch)), plain
 
     def _aggregate(self, values: Tensor, batch: PolicyBatch) -> Tensor:
         return aggregate(

@@ -6,11 +6,20 @@ import difflib
 from dynascope.rl.advantage_filter import AdvantageFilter
 from dynascope.rl.advantages import GAE, GroupZScore, LeaveOneOut, WhitenedReturns
 from dynascope.rl.distillation import LinearAnneal, unsolved_prompts, wrong_answers
+from dynascope.rl.entropy.baselines import (
+    CertainTokens,
+    CompletionEntropy,
+    DualTokenClip,
+    EntropyAdvantage,
+    ForkingTokens,
+)
 from dynascope.rl.entropy.parts import entropy_aware
-from dynascope.rl.hidden_reward import HiddenRewardSteering
+from dynascope.rl.entropy.signal import EntropySignal
+from dynascope.rl.exploration import PassAtKMixed, TopCovariance
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.risk.advantage import RiskAdvantage
+from dynascope.rl.steering import HiddenRewardSteering
 
 grpo = PolicyObjective()
 """2402.03300, without its KL term: `grpo.having(kl=(KLTerm(coefficient=0.04),))` has it."""
@@ -36,8 +45,27 @@ ppo = reinforce_pp.having(advantage=GAE(), aggregation="token-mean")
 hapo = entropy_aware(dapo)
 """2509.16591: rewards compared by tokens, advantages and clip by entropy. Its sampler is `train(process=AdaptiveTemperature())`;
 the released recipe also has `dual_clip=10.0`."""
+forking_tokens = dapo.having(adjust=(ForkingTokens(EntropySignal()),))
+"""2506.01939: uncertain tokens alone are learned from. This and the next three are what HAPO is compared with."""
+entropy_advantage = grpo.having(adjust=(EntropyAdvantage(),))
+"""2506.14758: uncertain tokens have a bonus in the advantage."""
+archer = dapo.having(
+    clip=DualTokenClip(),
+    kl=(KLTerm("ref", "k3", 1e-3, keep=CertainTokens(), also_needs=frozenset({"entropy"})),),
+)
+"""2507.15778: uncertain tokens are clipped less, certain ones held to the start model."""
+edge_grpo = grpo.having(post=(CompletionEntropy(),))
+"""2507.21848, its advantage: what is sure weighs more."""
+pass_at_k_mixed = grpo.having(advantage=PassAtKMixed())
+"""2508.10751: half of the advantage is that of Pass@4. This and the next are what THR is compared with."""
+kl_cov = grpo.having(
+    clip=(None, None), kl=(KLTerm("behaviour", "abs", 1.0, keep=TopCovariance()),), aggregation="token-mean"
+)
+"""2505.22617: the few tokens that cost most entropy are pulled back to the policy that sampled; nothing is clipped."""
 riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
 """2510.00911: a mixed value at risk of bundled rewards instead of their mean. It has a state: `preset` gives a fresh one."""
+riskpo_seeking = riskpo.having(advantage=RiskAdvantage(measure="seeking"))
+"""Its ablation, which weighs the upper tail."""
 stable_reinforce = reinforce_pp.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))
 """2505.02835: log-ratios held before they are exponentiated, advantages beyond three sigma left out. Works over any other:
 `grpo.having(pre_clip=(1e-3, 1e3), post=(AdvantageFilter(),))`. Its consistency reward is `rl.tasks.pairwise.JudgeReward`."""
@@ -71,7 +99,14 @@ PRESETS: dict[str, PolicyObjective] = {
     "ppo": ppo,
     "stable_reinforce": stable_reinforce,
     "hapo": hapo,
+    "forking_tokens": forking_tokens,
+    "entropy_advantage": entropy_advantage,
+    "archer": archer,
+    "edge_grpo": edge_grpo,
+    "pass_at_k_mixed": pass_at_k_mixed,
+    "kl_cov": kl_cov,
     "riskpo": riskpo,
+    "riskpo_seeking": riskpo_seeking,
     "thr": thr,
     "thr_gspo": thr_gspo,
     "kdrl": kdrl,

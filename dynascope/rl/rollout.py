@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.decoding import last_logits, open_decoder, with_positions
 
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""What configurations of Hugging Face's call a cap or a factor of logits."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
@@ -225,7 +228,7 @@ def score(
     `also` may name "entropy", "logits", and "hidden" (which brings "unembedding"): what reaches the unembedding, caught
     at its input. Entropies carry no gradient unless `differentiable_entropy`.
 
-    Raises ValueError for another name.
+    Raises ValueError for another name, and as `unembedding` does where that is asked for by name.
 
     >>> loss, metrics = objective.loss(batch.having(**score(model, rollout, {"entropy"})))
     """
@@ -253,8 +256,30 @@ def score(
     if "logits" in also:
         told["logits"] = logits
     if wants_hidden:
-        told |= {"hidden": caught[0][:, -width:], "unembedding": head.weight}
+        weight = unembedding(model) if "unembedding" in also else head.weight
+        told |= {"hidden": caught[0][:, -width:], "unembedding": weight}
     return told
+
+
+def unembedding(model: nn.Module) -> Float[Tensor, "vocabulary width"]:
+    """The table that turns hidden states into logits, for whoever works logits out of the two.
+
+    Raises ValueError where they are not just the product: a head with a bias, capped or scaled logits.
+
+    >>> logits = hidden @ unembedding(model).T
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    config = getattr(model, "config", None)
+    changes = [name for name in _LOGIT_CHANGES if getattr(config, name, None) not in (None, 1.0)]
+    if getattr(head, "bias", None) is not None:
+        changes.append("a bias of the head")
+    if changes:
+        raise ValueError(
+            f"this model's logits are not hidden states times the unembedding ({', '.join(changes)}); "
+            "hand logits over instead: token_hidden_reward(..., logits=...)"
+        )
+    weight: Tensor = head.weight
+    return weight
 
 
 def completion_logits(

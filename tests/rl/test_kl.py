@@ -38,6 +38,12 @@ def test_k3s_gradient_is_the_forward_divergences() -> None:
     torch.testing.assert_close(expected("k3")[1], logits.grad, atol=1e-6, rtol=0)
 
 
+def test_abs_gradient_is_that_of_the_distance_of_distributions() -> None:
+    logits = POLICY.log().requires_grad_()
+    (logits.softmax(0) - REF).abs().sum().backward()
+    torch.testing.assert_close(expected("abs")[1], logits.grad, atol=1e-6, rtol=0)
+
+
 def test_monte_carlo_agrees_within_three_standard_errors() -> None:
     drawn = torch.multinomial(POLICY, 1_000_000, replacement=True)
     scores = torch.eye(2, dtype=torch.float64)[drawn] - POLICY  # d log π(drawn) / d logits
@@ -56,7 +62,9 @@ def test_k2_and_k3_are_never_negative_and_agree_near_zero() -> None:
     assert kl_estimate(torch.zeros(1), torch.zeros(1), "k3").item() == 0
 
 
-@pytest.mark.parametrize(("kind", "weight"), [("k1", 1.0), ("k2", 2.0), ("k3", 1 - torch.tensor(-2.0).exp().item())])
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("k1", 1.0), ("k2", 2.0), ("k3", 1 - torch.tensor(-2.0).exp().item()), ("abs", 1.0)]
+)
 def test_beyond_the_clamp_the_gradient_is_that_at_the_clamp(kind: str, weight: float) -> None:
     log_probs = torch.tensor([0.0], requires_grad=True)
     estimate = kl_estimate(log_probs, torch.tensor([-20.0]), kind, clamp=2.0)
@@ -81,8 +89,13 @@ def test_as_a_reward_it_carries_no_gradient() -> None:
 def test_what_is_missing_or_unknown_is_told() -> None:
     with pytest.raises(ValueError, match="needs logits"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "full")
-    with pytest.raises(ValueError, match="k1, k2, k3 or full"):
+    with pytest.raises(ValueError, match="k1, k2, k3, abs or full"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+    for settings in ({"kind": "k2", "top": 3}, {"kind": "full", "top": 0}):
+        with pytest.raises(ValueError, match="for kind='full'"):
+            kl_estimate(torch.zeros(1), torch.zeros(1), **settings)
+    with pytest.raises(ValueError, match="are not kept"):
+        KLTerm("behaviour", "full")
     with pytest.raises(ValueError, match="must be positive"):
         kl_estimate(torch.zeros(1), torch.zeros(1), clamp=0.0)
 

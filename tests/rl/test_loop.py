@@ -92,7 +92,9 @@ def test_a_teacher_and_a_start_model_are_asked_only_when_needed(tiny_llama: Any)
         run(tiny_llama, joint)
     with pytest.raises(ValueError, match="teacher_log_probs: give teacher="):
         run(tiny_llama, joint, ref_model=copy.deepcopy(tiny_llama))
-    (first, *_) = run(tiny_llama, joint, ref_model=copy.deepcopy(tiny_llama), teacher=copy.deepcopy(tiny_llama))
+    teacher = copy.deepcopy(tiny_llama)
+    torch.nn.init.normal_(teacher.lm_head.weight, std=0.2)
+    (first, *_) = run(tiny_llama, joint, ref_model=copy.deepcopy(tiny_llama), teacher=teacher)
     assert first.batch.teacher_log_probs is not None
     assert first.batch.ref_log_probs is None
     assert run(tiny_llama, dapo)[0].batch.hidden is None

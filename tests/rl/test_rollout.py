@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from dynascope.rl.monitors import learnable_groups, watch_rollout
-from dynascope.rl.rollout import Rollout, sample, score
+from dynascope.rl.rollout import Rollout, sample, score, unembedding
 from dynascope.rl.tasks.arithmetic import STOP, encode
 
 
@@ -94,6 +95,19 @@ def test_hidden_states_and_unembedding_give_the_logits(tiny_llama: Any) -> None:
     assert score(tiny_llama, rollout, {"entropy"}, differentiable_entropy=True)["entropy"].requires_grad
     with pytest.raises(ValueError, match="not attention"):
         score(tiny_llama, rollout, {"attention"})
+
+
+def test_logits_that_are_not_the_product_are_refused_where_it_counts(tiny_llama: Any) -> None:
+    assert unembedding(tiny_llama) is tiny_llama.lm_head.weight
+    rollout = drawn(tiny_llama)
+    tiny_llama.config.final_logit_softcapping = 30.0
+    assert "hidden" in score(tiny_llama, rollout, {"hidden"})
+    with pytest.raises(ValueError, match="final_logit_softcapping"):
+        score(tiny_llama, rollout, {"unembedding"})
+    tiny_llama.config.final_logit_softcapping = None
+    tiny_llama.lm_head.bias = nn.Parameter(torch.zeros(len(tiny_llama.lm_head.weight)))
+    with pytest.raises(ValueError, match="a bias of the head"):
+        unembedding(tiny_llama)
 
 
 def test_impossible_settings_are_told(tiny_llama: Any) -> None:

@@ -45,7 +45,14 @@ def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> N
     verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
     assert verdict.failures == {}
     pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 3
+    assert len(list(pictures.glob("*.png"))) == 5
+
+
+def test_without_the_guard_the_token_average_alone_differs() -> None:
+    config = Config()
+    free, guarded = (ARMS[name].objective(config) for name in ("token-average-unguarded", "token-average"))
+    assert (free.advantage.fallback, guarded.advantage.fallback) == (None, 5.0)
+    assert free.having(advantage=guarded.advantage) == guarded
 
 
 def test_one_optimizer_step_a_rollout_is_told() -> None:

@@ -53,7 +53,7 @@ def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> N
     verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
     assert verdict.failures == {}
     pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 3
+    assert len(list(pictures.glob("*.png"))) == 4
 
 
 def test_arms_are_the_presets_with_the_studys_coefficient() -> None:
@@ -62,6 +62,7 @@ def test_arms_are_the_presets_with_the_studys_coefficient() -> None:
     assert objective(config, Arm()) == grpo.having(aggregation="token-mean")
     assert objective(config, Arm(kind="k2")).kl[0].weight(0) == term.weight(0)
     annealed = objective(config, Arm(kind="k2", is_annealed=True)).kl[0]
+    assert objective(config, Arm(kind="full", top=4)).kl[0].top == 4
     assert [annealed.weight(step) for step in (0, 11, 40)] == pytest.approx([5e-3, 1e-3, 1e-3])
 
 

@@ -56,8 +56,12 @@ def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, w
 def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
     verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
     assert verdict.failures == {}
+    for arm in ARMS:  # of GRPO too, so that tails can be compared
+        tail = open_record(verdict.run / arm / "seed-0")["risk/cvar"].values
+        assert len(tail) == 12
+        assert (tail >= 0).all()
     pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 3
+    assert len(list(pictures.glob("*.png"))) == 4
 
 
 def test_a_test_that_is_too_small_is_told() -> None:

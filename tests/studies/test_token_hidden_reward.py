@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from fabricated import assert_tells_apart, fabricate, worlds_of
 
+from dynascope.rl.presets import kl_cov
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
-from dynascope.studies.token_hidden_reward.method import Config
+from dynascope.studies.token_hidden_reward.method import ARMS, Config, objective
 
 STUDY = load_study("token-hidden-reward")
 CLAIMS = {claim.id: claim for claim in STUDY.claims}
@@ -47,7 +48,18 @@ def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> N
     verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
     assert verdict.failures == {}
     pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 4
+    assert len(list(pictures.glob("*.png"))) == 5
+
+
+def test_a_turning_tilt_goes_from_one_side_to_the_other() -> None:
+    config = Config(num_steps=5)
+    (steering,) = objective(config, ARMS["turning"]).post
+    assert [steering.p(step) for step in range(5)] == pytest.approx([-0.5, -0.25, 0.0, 0.25, 0.5])
+    (masked,) = objective(Config(beta=2.0), ARMS["dominant"]).post
+    assert (masked.p, masked.mask_small, masked.beta) == (0.0, True, 2.0)
+    (holding,) = objective(Config(held=0.4, p=0.3), ARMS["holding"]).post
+    assert (holding.p.target, holding.p.most) == (0.4, 0.3)
+    assert objective(config, ARMS["kl-cov"]) is kl_cov
 
 
 @pytest.mark.parametrize("settings", [{"p": 1.0}, {"num_samples": 1}, {"step_length": 0.0}])

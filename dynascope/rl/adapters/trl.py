@@ -9,10 +9,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.distillation import TeacherScorer, solved
+from dynascope.rl.distillation import solved
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.rollout import Rollout, score
+from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher
 
 _STATE = "policy_objective.pt"
 
@@ -26,11 +27,11 @@ class PolicyObjectiveTrainer(GRPOTrainer):
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters.
 
-    A `teacher` (a model with the policy's tokenizer, or a `TeacherScorer`) is asked once a rollout. Checkpoints hold the state
-    of slots that have one, and resuming puts it back.
+    A `teacher` (a model with the policy's tokenizer, a `TeacherScorer` or another `Teacher`) is asked once a rollout, for the
+    completions that a term keeps. Checkpoints hold the state of slots that have one, and resuming puts it back.
 
     Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
-    has another vocabulary.
+    has another vocabulary; and in the first loss whose teacher teaches nothing (`check_teacher`).
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
     """
@@ -39,15 +40,16 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         self,
         *args: Any,
         objective: PolicyObjective | str,
-        teacher: nn.Module | TeacherScorer | None = None,
+        teacher: nn.Module | Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.objective = preset(objective) if isinstance(objective, str) else objective
         needs = self.objective.rollout_needs | self.objective.loss_needs
         self.teacher = TeacherScorer(teacher) if isinstance(teacher, nn.Module) else teacher
-        if self.teacher is not None:
+        if isinstance(self.teacher, TeacherScorer):
             self.teacher.model.to(self.accelerator.device)
+        if self.teacher is not None:
             own = TeacherScorer(self.accelerator.unwrap_model(self.model)).size
             if own != self.teacher.size:
                 raise ValueError(
@@ -70,6 +72,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         if "ref_log_probs" in needs and self.beta == 0.0:
             raise ValueError("this objective compares with the start model: set beta=1e-3 (any value) in GRPOConfig")
         self._rewards = torch.zeros(0)
+        self._is_taught = False
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -93,22 +96,40 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mask = self._mask(output)
         needs = self.objective.rollout_needs
-        behaviour = output.get("old_per_token_logps")
-        if behaviour is None and "behaviour_log_probs" in needs:
-            behaviour = self._log_probs(output)
+        behaviour, entropy = output.get("old_per_token_logps"), None
+        if "entropy" in needs or (behaviour is None and "behaviour_log_probs" in needs):
+            now, entropy = self._log_probs_and_entropy(output)
+            behaviour = now if behaviour is None else behaviour
         local = {
             "mask": mask.long(),
             "behaviour_log_probs": behaviour,
+            "entropy": entropy,
             "ref_log_probs": output.get("ref_per_token_logps"),
         }
+        num = self.num_generations if self.model.training else self.num_generations_eval
+        rewards = self._rewards.to(mask.device)
+        groups = torch.arange(len(rewards), device=mask.device) // num
+        start = self.accelerator.process_index * len(mask)
+        own = slice(start, start + len(mask))
+        is_solved = solved(rewards > 0, groups)
         if self.teacher is not None and "teacher_log_probs" in needs | self.objective.loss_needs:
-            local["teacher_log_probs"] = output["teacher_log_probs"] = self.teacher(self._rollout(output))
+            mine = PolicyBatch(
+                mask=mask,
+                rewards=rewards[own],
+                group_ids=groups[own],
+                correct=rewards[own] > 0,
+                is_solved=is_solved[own],
+            )
+            rows = self.objective.kept_by_teacher(mine)
+            local["teacher_log_probs"] = output["teacher_log_probs"] = self.teacher(self._rollout(output), rows)
         unembedding = None
         if not needs.isdisjoint({"hidden", "unembedding", "tokens"}):
             local["tokens"] = output["completion_ids"]
         if not needs.isdisjoint({"hidden", "unembedding"}):
             with torch.no_grad():
-                told = score(self.accelerator.unwrap_model(self.model), self._rollout(output), {"hidden"})
+                told = score(
+                    self.accelerator.unwrap_model(self.model), self._rollout(output), needs & {"hidden", "unembedding"}
+                )
             local["hidden"], unembedding = told["hidden"], told["unembedding"]
         # Estimators see the whole rollout, as TRL's own advantage does; every rank keeps its slice.
         everyone = {
@@ -116,15 +137,12 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             for name, value in local.items()
             if value is not None
         }
-        num = self.num_generations if self.model.training else self.num_generations_eval
-        rewards = self._rewards.to(mask.device)
-        groups = torch.arange(len(rewards), device=mask.device) // num
         batch = PolicyBatch(
             mask=everyone.pop("mask").bool(),
             rewards=rewards,
             group_ids=groups,
             correct=rewards > 0,
-            is_solved=solved(rewards > 0, groups),
+            is_solved=is_solved,
             max_length=self.max_completion_length,
             temperature=self.temperature,
             step=self.state.global_step,
@@ -135,23 +153,22 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         for name, value in self.objective.rollout_metrics.items():
             self._metrics[mode][name].append(value.item())
-        start = self.accelerator.process_index * len(mask)
-        own = slice(start, start + len(mask))
         advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]
         output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": groups[own]}
-        output["is_solved"] = solved(rewards > 0, groups)[own]
+        output["is_solved"] = is_solved[own]
         return output
 
     def _rollout(self, output: dict[str, Any]) -> Rollout:
         """This process's completions in our own form, without what only sampling knows."""
         mask = self._mask(output)
         unknown = torch.zeros(mask.shape, device=mask.device)
+        behaviour = output.get("old_per_token_logps")
         return Rollout(
             prompts=output["prompt_ids"],
             prompt_mask=output["prompt_mask"].bool(),
             tokens=output["completion_ids"],
             mask=mask,
-            behaviour_log_probs=unknown,
+            behaviour_log_probs=unknown if behaviour is None else behaviour,
             sampling_log_probs=unknown,
             is_truncated=mask.new_zeros(len(mask)),
             group_ids=torch.zeros_like(output["completion_ids"][:, 0]),
@@ -161,12 +178,12 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         )
 
     @torch.no_grad()
-    def _log_probs(self, output: dict[str, Any]) -> Tensor:
+    def _log_probs_and_entropy(self, output: dict[str, Any]) -> tuple[Tensor, Tensor]:
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
         seen = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
         width = output["completion_ids"].shape[1]
-        log_probs: Tensor = self._get_per_token_logps_and_entropies(self.model, ids, seen, width)[0]
-        return log_probs
+        told = self._get_per_token_logps_and_entropies(self.model, ids, seen, width, compute_entropy=True)
+        return told[0], told[1]
 
     def _mask(self, inputs: dict[str, Any]) -> Tensor:
         mask: Tensor = inputs["completion_mask"]
@@ -200,6 +217,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             step=self.state.global_step,
         )
         loss, metrics = self.objective.loss(batch)
+        self._is_taught = self._is_taught or check_teacher(self.objective, batch)
         mode = "train" if is_training else "eval"
         names, values = list(metrics), torch.stack([value.float() for value in metrics.values()])
         for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):

@@ -6,8 +6,8 @@ C. `Redistribution`: certain tokens that stay where they are count less, uncerta
 D. `AdaptiveClip`: certain tokens may fall further, uncertain ones rise further.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -153,29 +153,49 @@ def token_group_advantage(
     >>> token_group_advantage(torch.tensor([1.0, 0]), torch.arange(6) < lengths[:, None], torch.zeros(2, dtype=torch.long))
     tensor([ 1.7320, -0.5773])
     """
+    return _token_group_advantage(rewards, mask, group_ids, eps, fallback)[0]
+
+
+def _token_group_advantage(
+    rewards: Tensor, mask: Tensor, group_ids: Tensor, eps: float, fallback: float | None
+) -> tuple[Tensor, Tensor]:
+    """The advantage, and which completions the guard sent back to GRPO's, both (N,)."""
     if fallback is not None and fallback <= 0:
         raise ValueError(f"fallback={fallback} must be above 0, or None")
     groups, lengths = Groups.of(group_ids), mask.sum(1).to(rewards.dtype)
     tokens = groups.sum(lengths).clamp(min=1)
     away = rewards - groups.sum(lengths * rewards) / tokens
     advantage = away / ((groups.sum(lengths * away.square()) / tokens).sqrt() + eps)
+    is_guarded = torch.zeros_like(rewards, dtype=torch.bool)
     if fallback is not None:
         is_far = ((advantage.abs() >= fallback) & (lengths > 0)).to(rewards.dtype)
-        by_completion = group_z_score(rewards, group_ids, eps=eps)
-        advantage = torch.where(groups.sum(is_far) > 0, by_completion, advantage)
-    return advantage.masked_fill(groups.is_uniform(rewards), 0.0)
+        is_guarded = groups.sum(is_far) > 0
+        advantage = torch.where(is_guarded, group_z_score(rewards, group_ids, eps=eps), advantage)
+    return advantage.masked_fill(groups.is_uniform(rewards), 0.0), is_guarded
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TokenGroupZScore:
-    """Part B, as a slot."""
+    """Part B, as a slot.
+
+    `metrics` say of the last rollout: `advantage/guarded`, the share of tokens in groups that the guard `fallback` sent back to
+    GRPO's advantage, whose sum over tokens is not 0.
+
+    >>> dapo.having(advantage=TokenGroupZScore(fallback=None))  # without the guard
+    """
 
     eps: float = 1e-6
     fallback: float | None = 5.0
+    metrics: Mapping[str, Tensor] = field(default_factory=dict, init=False)
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, batch: PolicyBatch) -> Float[Tensor, " N"]:
-        return token_group_advantage(batch.rewards, batch.mask, batch.group_ids, eps=self.eps, fallback=self.fallback)
+        advantage, is_guarded = _token_group_advantage(
+            batch.rewards, batch.mask, batch.group_ids, self.eps, self.fallback
+        )
+        guarded = (is_guarded[:, None] & batch.mask).sum() / batch.mask.sum().clamp(min=1)
+        self.metrics = {"advantage/guarded": guarded}
+        return advantage
 
 
 def redistribute_advantage(
@@ -254,20 +274,6 @@ class AdaptiveClip:
 
     def __call__(self, view: LossView) -> tuple[Tensor, Tensor]:
         return adaptive_clip(view.once(self.signal), self.low, self.high, alpha=self.alpha)
-
-
-@dataclass(frozen=True, eq=False)
-class ForkingTokens:
-    """The baseline that learns from tokens above the pivot alone, a fifth of them with the usual signal (2506.01939).
-
-    >>> dapo.having(adjust=(ForkingTokens(EntropySignal()),))
-    """
-
-    signal: EntropySignal
-    needs: ClassVar[frozenset[str]] = EntropySignal.needs
-
-    def __call__(self, advantage: Tensor, view: LossView) -> Float[Tensor, "N T"]:
-        return advantage * (view.once(self.signal) > 0)
 
 
 def entropy_aware(

@@ -85,7 +85,8 @@ class EntropyStats:
 
         def at(level: float) -> Tensor:
             place = (level * (num - 1).clamp(min=0)).round().long()
-            return ordered[place].masked_fill(num == 0, 0.0)
+            # Indexing by a tensor would wait for the device.
+            return ordered.gather(0, place[None])[0].masked_fill(num == 0, 0.0)
 
         pivot = at(rho)
         kept = logs.where(counts, 0.0)

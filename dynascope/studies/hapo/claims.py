@@ -25,12 +25,11 @@ def furthest(record: Record, name: str, target: float) -> float:
     return float(np.nanmax(np.abs(record[name].values - target)))
 
 
-# Where one advantage would reach 5, the released guard compares that whole group by completions: it then does not cancel.
 CLAIMS = [
     Claim(
         id="C1-sum",
         statement="Compared by tokens, the advantages of a rollout's tokens cancel.",
-        source="Section 3.2, equation 9",
+        source="Section 3.2, equation 9; not where the released guard acts, which the equation has not",
         paper_value=0.0,
         quantity="largest |mean advantage of a token| of a rollout, token-average and hapo",
         measure=lambda runs: [furthest(runs[arm], "weight/token_mean", 0.0) for arm in AVERAGED],
@@ -40,7 +39,7 @@ CLAIMS = [
     Claim(
         id="C1-ratio",
         statement="So wrong answers weigh as much as right ones.",
-        source="Section 3.2",
+        source="Section 3.2; not where the released guard acts",
         paper_value=1.0,
         quantity="largest |weight of wrong over right tokens - 1| of a rollout, token-average and hapo",
         measure=lambda runs: [furthest(runs[arm], "weight/wrong_over_right", 1.0) for arm in AVERAGED],

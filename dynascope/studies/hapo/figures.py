@@ -1,4 +1,4 @@
-"""Figures of `hapo`: entropy over training, what several tries solve, and where along entropy the clip acts."""
+"""Figures of `hapo`: entropy and answers, by parts and against rivals, what the guard breaks, and where the clip acts."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import altair as alt
 import numpy as np
 
 from dynascope.report import Chart, draw
+from dynascope.studies.hapo.claims import entropy, right
 from dynascope.studies.harness import Runs
 from dynascope.studies.harness.curves import mean_lines
 
@@ -17,11 +18,22 @@ ARMS = {
     "clip": "D: clip",
     "hapo": "all (HAPO)",
 }
+RIVALS = {
+    "dapo": ARMS["dapo"],
+    "two-parts": "A + B",
+    "three-parts": "A + B + C",
+    "hapo": ARMS["hapo"],
+    "forking-tokens": "forking tokens",
+    "archer": "Archer",
+    "entropy-advantage": "entropy in the advantage",
+    "edge-grpo": "EDGE-GRPO",
+}
+AVERAGED = {"token-average": ARMS["token-average"], "token-average-unguarded": "B, no guard", "hapo": ARMS["hapo"]}
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
-    """Entropy and answers part by part, and the clip."""
-    return [entropies(runs), answers(runs), clips(runs)]
+    """Entropy and answers part by part, part after part and against rivals, the guard, and the clip."""
+    return [entropies(runs), answers(runs), rivals(runs), guard(runs), clips(runs)]
 
 
 def entropies(runs: Sequence[Runs]) -> Chart:
@@ -34,6 +46,51 @@ def answers(runs: Sequence[Runs]) -> Chart:
     """Pass@1 over training, by parts."""
     title = "What each part answers"
     return mean_lines(runs, ARMS, "test/correct", title=title, y="share of right answers", points=True)
+
+
+def rivals(runs: Sequence[Runs]) -> Chart:
+    """Entropy over the last rollouts against Pass@1 at the end."""
+    rows = [
+        {"entropy": entropy(records[arm]), "right": right(records[arm]), "what": shown}
+        for records in runs
+        for arm, shown in RIVALS.items()
+        if arm in records
+    ]
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_point(size=45)
+        .encode(
+            x=alt.X("entropy:Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
+            y=alt.Y("right:Q", title="share of right answers", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(RIVALS.values())),
+            shape=alt.Shape("what:N", title=None, sort=list(RIVALS.values())),
+        )
+    )
+    return draw("Part after part, and rivals", "At the end; one mark a seed.", rows, chart)
+
+
+def guard(runs: Sequence[Runs]) -> Chart:
+    """How far a rollout's advantages are from cancelling, against the share of tokens that the guard took."""
+    rows = [
+        {"guarded": 100 * float(share), "mean": abs(float(mean)), "what": shown}
+        for records in runs
+        for arm, shown in AVERAGED.items()
+        if arm in records and "advantage/guarded" in records[arm]
+        for share, mean in zip(
+            records[arm]["advantage/guarded"].values, records[arm]["weight/token_mean"].values, strict=True
+        )
+    ]
+    chart = (
+        alt.Chart(width=430, height=220)
+        .mark_point(size=40)
+        .encode(
+            x=alt.X("guarded:Q", title="tokens in groups that the guard compares by completions (%)"),
+            y=alt.Y("mean:Q", title="|mean advantage of a token|"),
+            color=alt.Color("what:N", title=None, sort=list(AVERAGED.values())),
+            shape=alt.Shape("what:N", title=None, sort=list(AVERAGED.values())),
+        )
+    )
+    return draw("Only the guard keeps advantages from cancelling", "One mark a rollout, all seeds.", rows, chart)
 
 
 def clips(runs: Sequence[Runs]) -> Chart:

@@ -2,8 +2,15 @@
 
 A small model that was taught sums with written steps is trained on by reinforcement learning. DAPO treats all tokens alike;
 four parts do not: temperature, comparison of rewards, redistribution of advantages, and clip follow a token's entropy or
-count tokens rather than answers. One arm adds each part alone, one all of them; each takes several optimizer steps on a
-rollout, since with one the ratio stays 1 and two parts have nothing to act on.
+count tokens rather than answers. Arms add each part alone, and one after the other up to all of them; four rivals let entropy
+decide otherwise. Each takes several optimizer steps on a rollout, since with one the ratio stays 1 and two parts have nothing
+to act on.
+
+The released code has a guard that equation 9 has not: a group in which an advantage would reach 5 is compared by completions
+after all, and its tokens' advantages then do not cancel. The rollouts in which it acts are the ones that break C1: over three
+seeds of `small` it acted in 2 of the 90 rollouts of `token-average` and in 5 of the 90 of `hapo`, where the mean advantage of a
+token came to 0.01 to 0.04; in all others, and in all of the arm without the guard, it stayed below 3e-8.
+`advantage/guarded` says how many tokens it took.
 """
 
 from dataclasses import dataclass
@@ -12,12 +19,12 @@ import torch
 
 from dynascope.record import Series
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.entropy.parts import AdaptiveTemperature, entropy_aware
+from dynascope.rl.entropy.parts import AdaptiveTemperature, TokenGroupZScore, entropy_aware
 from dynascope.rl.entropy.report import by_entropy, weight_shares
 from dynascope.rl.loop import LoopConfig, Step
 from dynascope.rl.monitors import learnable_groups
 from dynascope.rl.objective import LossView, PolicyObjective
-from dynascope.rl.presets import dapo
+from dynascope.rl.presets import dapo, preset
 from dynascope.rl.rollout import score
 from dynascope.rl.surrogate import clipped_surrogate
 from dynascope.rl.tasks.arithmetic import PAD, STOP, Arithmetic
@@ -62,10 +69,16 @@ class Arm:
     averages_tokens: bool = False
     redistributes: bool = False
     adapts_clip: bool = False
+    is_guarded: bool = True
+    """Whether groups with far advantages are compared by completions, as in the released code."""
+    rival: str = ""
+    """A preset in place of all this."""
 
     def objective(self, config: Config) -> PolicyObjective:
-        """DAPO with the arm's parts of the objective."""
-        return entropy_aware(
+        """DAPO with the arm's parts of the objective, or the rival."""
+        if self.rival:
+            return preset(self.rival)
+        objective = entropy_aware(
             dapo,
             averages_tokens=self.averages_tokens,
             redistributes=self.redistributes,
@@ -73,6 +86,7 @@ class Arm:
             alpha=config.alpha,
             beta=config.beta,
         )
+        return objective if self.is_guarded else objective.having(advantage=TokenGroupZScore(fallback=None))
 
 
 ARMS = {
@@ -82,6 +96,13 @@ ARMS = {
     "redistribution": Arm(redistributes=True),
     "clip": Arm(adapts_clip=True),
     "hapo": Arm(True, True, True, True),
+    "token-average-unguarded": Arm(averages_tokens=True, is_guarded=False),
+    "two-parts": Arm(adapts_temperature=True, averages_tokens=True),
+    "three-parts": Arm(adapts_temperature=True, averages_tokens=True, redistributes=True),
+    "forking-tokens": Arm(rival="forking_tokens"),
+    "archer": Arm(rival="archer"),
+    "entropy-advantage": Arm(rival="entropy_advantage"),
+    "edge-grpo": Arm(rival="edge_grpo"),
 }
 NUM_BINS = 10
 
@@ -94,7 +115,8 @@ def learnable(batch: PolicyBatch) -> torch.Tensor:
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     """Reinforcement learning with the arm's parts; whom the objective weighs, and where along entropy the clip acts."""
     task = Arithmetic((config.digits,))
-    model = start_model(record, BaseModel(task, config.num_layers, config.width, num_steps=config.base_steps), seed)
+    start = BaseModel(task, config.num_layers, config.width, num_steps=config.base_steps)
+    model = start_model(record, start, seed)
     objective = arm.objective(config)
     deciles = {"decile": list(range(1, NUM_BINS + 1))}
     told = {"clip_by_entropy/low": "Share of tokens whose gradient the lower bound took."}
@@ -124,6 +146,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         evaluation=Evaluation(config.test_problems, config.test_samples, config.test_every),
         look=look,
         keep=learnable,
+        ref_model=start_model(record, start, seed) if "ref_log_probs" in objective.loss_needs else None,
         process=AdaptiveTemperature({STOP, PAD}, tau=config.tau) if arm.adapts_temperature else None,
     )
 

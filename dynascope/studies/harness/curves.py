@@ -14,7 +14,8 @@ Rows: TypeAlias = list[dict[str, object]]
 def curves(runs: Sequence[Runs], arm: str, names: Mapping[str, str], /, **told: object) -> Rows:
     """Scalar series of an arm over steps, one row a seed, series and step; `names` say what each is called in the chart.
 
-    Rows have "step", "value", "what" and "seed", and what else is told. Seeds in which the arm failed are left out.
+    Rows have "step", "value", "what" and "seed", and what else is told. Seeds in which the arm failed are left out, and series
+    that a record does not have, as one from before they were measured.
 
     >>> curves(runs, "baseline", {"train/loss": "training"}, alpha="1")
     """
@@ -23,6 +24,7 @@ def curves(runs: Sequence[Runs], arm: str, names: Mapping[str, str], /, **told: 
         for seed, records in enumerate(runs)
         if arm in records
         for name, shown in names.items()
+        if name in records[arm]
         for step, value in zip(records[arm][name].step.values, records[arm][name].values, strict=True)
     ]
 

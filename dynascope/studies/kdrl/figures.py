@@ -1,4 +1,4 @@
-"""Figures of `kdrl`: what each way of teaching comes to, how it gets there, and what the teacher says."""
+"""Figures of `kdrl`: what each way of teaching comes to, how it gets there, how near the teacher, and what that says."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.harness.curves import curves
+from dynascope.studies.harness.curves import curves, mean_lines
 
 ARMS = {
     "grpo": "rewards (GRPO)",
@@ -16,6 +16,9 @@ ARMS = {
     "sft": "teacher's samples (SFT)",
     "kdrl": "both, k2 (KDRL)",
     "kdrl-k3": "both, k3",
+    "kdrl-full": "both, whole vocabulary",
+    "kdrl-top": "both, student's top 4",
+    "kdrl-listed": "both, teacher lists 4",
     "kdrl-annealed": "both, annealed",
     "kdrl-response": "both, wrong answers only",
     "kdrl-group": "both, unsolved prompts only",
@@ -25,8 +28,8 @@ ARMS = {
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
-    """Ends, curves, and the histogram of R."""
-    return [ends(runs), learning(runs), gaps(runs)]
+    """Ends, curves, the exact divergence, and the histogram of R."""
+    return [ends(runs), learning(runs), distances(runs), gaps(runs)]
 
 
 def ends(runs: Sequence[Runs]) -> Chart:
@@ -64,6 +67,14 @@ def learning(runs: Sequence[Runs]) -> Chart:
         )
     )
     return draw("How it gets there", "Mean of seeds.", rows, chart)
+
+
+def distances(runs: Sequence[Runs]) -> Chart:
+    """The divergence from the teacher, summed over the vocabulary."""
+    shown = ("grpo", "kd-k1", "kd-k2", "kdrl", "kdrl-full", "kdrl-top", "kdrl-listed")
+    title = "How far the student is from the teacher"
+    arms = {arm: ARMS[arm] for arm in shown}
+    return mean_lines(runs, arms, "teacher/kl_exact", title=title, y="KL(π ‖ teacher) of a token (nats)", points=True)
 
 
 def gaps(runs: Sequence[Runs]) -> Chart:

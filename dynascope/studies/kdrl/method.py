@@ -2,7 +2,8 @@
 
 A student that does sums with written steps rather badly learns from rewards (GRPO), from a stronger teacher by the reverse
 divergence on its own samples (KD-RKL), or from both in one loss (KDRL). Arms differ in the estimator of the divergence, in the
-coefficient's schedule and in whom the teacher corrects. The weight of a token is clamped: a small teacher's R reaches −20.
+coefficient's schedule, in whom the teacher corrects, and in how much it says: log-probabilities of sampled tokens, of its
+likeliest ones alone, or whole distributions. The weight of a token is clamped: a small teacher's R reaches −20.
 """
 
 from dataclasses import dataclass
@@ -12,14 +13,7 @@ import torch
 from torch import nn
 
 from dynascope.record import Series
-from dynascope.rl.distillation import (
-    GAPS,
-    LinearAnneal,
-    gradient_cosine,
-    unsolved_prompts,
-    watch_teacher,
-    wrong_answers,
-)
+from dynascope.rl.distillation import LinearAnneal, unsolved_prompts, wrong_answers
 from dynascope.rl.kl import Kind, KLTerm
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.objective import PolicyObjective
@@ -27,6 +21,7 @@ from dynascope.rl.presets import grpo
 from dynascope.rl.rollout import score
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel, base_model
+from dynascope.rl.teachers import GAP_NAMES, TeacherScorer, exact_teacher_kl, gradient_cosine, watch_teacher
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, declare, measure_policy, reinforce, start_model
 
@@ -103,6 +98,10 @@ class Arm:
     is_annealed: bool = False
     mask: Literal["none", "response", "group"] = "none"
     is_weak: bool = False
+    top: int | None = None
+    """Of "full": how many of the student's likeliest tokens are summed over."""
+    lists: int | None = None
+    """How many of its likeliest tokens the teacher lists; None knows them all."""
 
 
 MASKS = {
@@ -120,7 +119,8 @@ def objective(config: Config, arm: Arm) -> PolicyObjective:
     keep, needs = MASKS[arm.mask]
     constant = config.beta if arm.from_rewards else 1.0
     coefficient = config.annealing if arm.is_annealed else constant
-    return plain.having(kl=(KLTerm("teacher", arm.kind, coefficient, config.clamp, keep, also_needs=needs),))
+    term = KLTerm("teacher", arm.kind, coefficient, config.clamp, keep, also_needs=needs, top=arm.top)
+    return plain.having(kl=(term,))
 
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
@@ -131,19 +131,26 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     if arm.kind == "sft":
         imitate(config, student, teacher, seed, record)
         return
-    names = [f"below {edge:g}" for edge in GAPS] + [f"above {GAPS[-1]:g}"]
-    record.declare(Series("teacher/gap_histogram", ("gap",), coords={"gap": names}))
+    record.declare(Series("teacher/gap_histogram", ("gap",), coords={"gap": list(GAP_NAMES)}))
     losses = objective(config, arm)
 
+    asked = TeacherScorer(teacher, top_k=arm.lists)
+
     def look(step: Step) -> None:
-        if arm.kind is None or arm.mask != "none" or step.number % 10:
+        if step.number % 10:
             return
-        record.add(step.number, watch_teacher(step.batch))
+        exact = exact_teacher_kl(student, asked, step.rollout)[step.rollout.mask].mean()
+        record.add(step.number, {"teacher/kl_exact": exact})
+        if arm.kind is None or arm.mask != "none":
+            return
+        if step.batch.teacher_log_probs is not None:
+            record.add(step.number, watch_teacher(step.batch))
         if arm.from_rewards:
+            also = losses.loss_needs & {"logits"}
             alone = losses.having(kl=()), losses.having(policy_weight=0.0)
             cosine, norms = gradient_cosine(
                 student,
-                [lambda one=one: one.loss(step.batch.having(**score(student, step.rollout)))[0] for one in alone],  # type: ignore[misc]
+                [lambda one=one: one.loss(step.batch.having(**score(student, step.rollout, also)))[0] for one in alone],  # type: ignore[misc]
             )
             record.add(step.number, {"gradients/reward_teacher_cosine": cosine, "gradients/teacher_norm": norms[1]})
 
@@ -156,7 +163,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         lr=config.lr,
         seed=seed,
         evaluation=config.evaluation,
-        teacher=teacher,
+        teacher=asked,
         look=look,
     )
 

@@ -1,4 +1,4 @@
-"""Figures of `riskpo`: entropy over training, what several tries solve, and the quantiles that are tracked."""
+"""Figures of `riskpo`: entropy and the lower tail over training, what several tries solve, and the tracked quantiles."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ ARMS = {
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
-    """Entropy and Pass@k against GRPO, and the tracker."""
-    return [entropies(runs), solved(runs), quantiles(runs)]
+    """Entropy, Pass@k and the lower tail against GRPO, and the tracker."""
+    return [entropies(runs), solved(runs), tails(runs), quantiles(runs)]
 
 
 def entropies(runs: Sequence[Runs]) -> Chart:
@@ -41,6 +41,12 @@ def solved(runs: Sequence[Runs]) -> Chart:
         )
     )
     return draw("What several tries solve", "Mean over seeds.", tries(runs, ARMS), chart)
+
+
+def tails(runs: Sequence[Runs]) -> Chart:
+    """The worst bundles, by objective."""
+    title = "The worst fifth of bundles"
+    return mean_lines(runs, ARMS, "risk/cvar", title=title, y="right answers in a bundle, worst fifth")
 
 
 def quantiles(runs: Sequence[Runs]) -> Chart:

@@ -77,6 +77,9 @@ ARMS = {
 }
 
 
+TAILS = ("risk/mean", "risk/cvar", "risk/mvar")
+
+
 def estimator(config: Config, measure: str, seed: int) -> RiskAdvantage:
     """The estimator of one measure; the same seed bundles alike."""
     return RiskAdvantage(
@@ -85,7 +88,10 @@ def estimator(config: Config, measure: str, seed: int) -> RiskAdvantage:
 
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
-    """Reinforcement learning with the arm's objective, and what its measure and the mean ask of the same rollouts."""
+    """Reinforcement learning with the arm's objective, and what its measure and the mean ask of the same rollouts.
+
+    Every arm has the measures of its bundles on record, whether they are its objective or not.
+    """
     task = Arithmetic((config.digits,))
     model = start_model(record, BaseModel(task, config.num_layers, config.width, num_steps=config.base_steps), seed)
     objective = arm.objective(config, seed)
@@ -98,6 +104,9 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     @torch.no_grad()
     def look(step: Step) -> None:
         if not isinstance(own, RiskAdvantage):
+            # The same bundles as the measures see, so that tails can be compared.
+            mean(step.batch)
+            record.add(step.number, {name: mean.metrics[name] for name in TAILS})
             return
         # In the mean objective's units, on the same bundles: theorem 2 compares these two.
         completions = (step.rollout.behaviour_log_probs * step.rollout.mask).sum(1)

@@ -2,7 +2,7 @@
 
 from dynascope.studies.harness import Paper, Study
 from dynascope.studies.token_hidden_reward.claims import CLAIMS
-from dynascope.studies.token_hidden_reward.method import Arm, Config, train
+from dynascope.studies.token_hidden_reward.method import ARMS, Config, train
 
 study = Study(
     name="token-hidden-reward",
@@ -11,7 +11,9 @@ study = Study(
         "Token Hidden Reward: Steering Exploration-Exploitation in Group Relative Deep Reinforcement Learning",
         2025,
     ),
-    arms={"neutral": Arm(0), "exploit": Arm(1), "explore": Arm(-1)},
+    arms=ARMS,
+    # The first teaches the start model of a seed; the others find it.
+    after={arm: ("neutral",) for arm in ARMS if arm != "neutral"},
     presets={
         "smoke": Config((1,), width=32, base_steps=60, num_steps=2, num_prompts=8, num_samples=4, test_problems=8),
         "small": Config(),

@@ -1,4 +1,4 @@
-"""Figures of `token-hidden-reward`: how concentrated it is, what steps do, and what the tilt does to training."""
+"""Figures of `token-hidden-reward`: how concentrated it is, what steps do, what the tilt does to training, and others."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,24 @@ import altair as alt
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
 from dynascope.studies.harness.curves import curves, tries
+from dynascope.studies.token_hidden_reward.claims import last_entropy
 
 ARMS = {"exploit": "p above 0", "neutral": "p = 0 (GRPO)", "explore": "p below 0"}
+ALL = ARMS | {
+    "turning": "p from below to above 0",
+    "holding": "p holds the entropy",
+    "dominant": "dominant tokens only",
+    "relief": "NTHR",
+    "clip-higher": "clip higher",
+    "top-entropy": "uncertain tokens only",
+    "pass-at-k": "Pass@k mixed",
+    "kl-cov": "KL-Cov",
+}
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
-    """Mechanism, concentration, entropy and answers."""
-    return [mechanism(runs), concentration(runs), entropy(runs), answers(runs)]
+    """Mechanism, concentration, entropy, answers, and what it is compared with."""
+    return [mechanism(runs), concentration(runs), entropy(runs), answers(runs), compared(runs)]
 
 
 def mechanism(runs: Sequence[Runs]) -> Chart:
@@ -100,3 +111,30 @@ def answers(runs: Sequence[Runs]) -> Chart:
         tries(runs, ARMS),
         chart,
     )
+
+
+def compared(runs: Sequence[Runs]) -> Chart:
+    """Every arm at the end: greedy, pass@16 and entropy."""
+    measures = {
+        "greedy": lambda record: record["greedy/correct"].values[-1],
+        "pass@16": lambda record: record["test/pass_at_k"].values[-1, -1],
+        "entropy (nats)": last_entropy,
+    }
+    rows = [
+        {"what": what, "value": float(measure(records[arm])), "measure": name}
+        for records in runs
+        for arm, what in ALL.items()
+        if arm in records
+        for name, measure in measures.items()
+    ]
+    chart = (
+        alt.Chart(width=150, height=240)
+        .mark_point(size=40)
+        .encode(
+            x=alt.X("value:Q", title=None, scale=alt.Scale(zero=False)),
+            y=alt.Y("what:N", title=None, sort=list(ALL.values())),
+            column=alt.Column("measure:N", title=None, sort=list(measures)),
+        )
+        .resolve_scale(x="independent")
+    )
+    return draw("What it is compared with", "At the end of training; one mark a seed.", rows, chart)

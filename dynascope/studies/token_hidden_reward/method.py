@@ -1,12 +1,13 @@
 """Few tokens carry GRPO, and a tilt towards or away from them trades exploitation for exploration (arXiv 2510.03669).
 
 A small decoder that does sums with written steps rather badly is trained by GRPO. Three arms differ in p alone: tokens that
-raise the likelihood of right answers are amplified (p above 0), left, or weakened. Before training, the arm without a tilt
-also tries the mechanism: from the start model, one small step on the tokens with positive hidden reward of one prompt, and
-one on those with negative, and what either does to the right answers of that prompt.
+raise the likelihood of right answers are amplified (p above 0), left, or weakened. Three more let p go from exploring to
+exploiting, let it hold the entropy, and train on dominant tokens alone; the rest are what the paper and its readers compare
+with. Before training, the arm without a tilt also tries the mechanism: from the start model, one small step on the tokens with
+positive hidden reward of one prompt, and one on those with negative, and what either does to the right answers of that prompt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 from dynascope.probes.hidden_reward import TOP, concentration, likelihood_displacement, top_overlap
 from dynascope.record import Series
 from dynascope.rl.advantages import group_z_score
-from dynascope.rl.hidden_reward import HiddenReward, HiddenRewardSteering, token_hidden_reward
+from dynascope.rl.entropy.baselines import TopEntropy
+from dynascope.rl.hidden_reward import HiddenReward, token_hidden_reward
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
-from dynascope.rl.presets import grpo
+from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.presets import grpo, kl_cov, pass_at_k_mixed
 from dynascope.rl.rollout import Rollout, score
+from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
@@ -35,7 +39,11 @@ class Config:
     base_steps: int = 160
     """Of supervised learning; the start model should be right about a fifth of the time."""
     p: float = 0.5
-    """How far the two tilted arms go."""
+    """How far the tilted arms go."""
+    held: float = 0.25
+    """Entropy that the arm `holding` aims at, in nats."""
+    beta: float = 1.0
+    """Of the threshold above which the arm `dominant` trains."""
     num_steps: int = 60
     num_prompts: int = 24
     num_samples: int = 8
@@ -61,17 +69,57 @@ class Config:
 
 @dataclass(frozen=True)
 class Arm:
-    """Which way to tilt: 1 exploits, −1 explores."""
+    """A tilt of GRPO, or one of `OTHERS` in its place."""
 
-    sign: int
+    sign: int = 0
+    """Which way to tilt: 1 exploits, −1 explores."""
+    turns: bool = False
+    """Whether p goes over to the other sign while training lasts."""
+    holds: bool = False
+    """Whether p adapts, so that the entropy stays where `held` says."""
+    is_masked: bool = False
+    """Whether dominant tokens alone are trained on."""
+    other: str = ""
+
+
+OTHERS = {
+    "relief": grpo.having(post=(SharedTokenRelief(),)),
+    "clip-higher": grpo.having(clip=(0.2, 0.28)),
+    "top-entropy": grpo.having(post=(TopEntropy(),)),
+    "pass-at-k": pass_at_k_mixed,
+    "kl-cov": kl_cov,
+}
+ARMS = {
+    "neutral": Arm(0),
+    "exploit": Arm(1),
+    "explore": Arm(-1),
+    "turning": Arm(-1, turns=True),
+    "holding": Arm(0, holds=True),
+    "dominant": Arm(0, is_masked=True),
+} | {name: Arm(other=name) for name in OTHERS}
+
+
+def objective(config: Config, arm: Arm) -> PolicyObjective:
+    """GRPO, with whatever the arm does to its tokens."""
+    if arm.other:
+        return OTHERS[arm.other]
+    return grpo.having(post=(HiddenRewardSteering(p=tilt(config, arm), mask_small=arm.is_masked, beta=config.beta),))
+
+
+def tilt(config: Config, arm: Arm) -> float | Callable[[int], float] | HoldEntropy:
+    """The arm's p: constant, going over to the other sign, or holding the entropy."""
+    if arm.holds:
+        return HoldEntropy(config.held, most=config.p)
+    first, last = config.p * arm.sign, max(config.num_steps - 1, 1)
+    return (lambda step: first * (1 - 2 * step / last)) if arm.turns else first
 
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
-    """Reinforcement learning with the tilt of the arm."""
+    """Reinforcement learning with the arm's objective."""
     spec = BaseModel(config.task, num_layers=config.num_layers, width=config.width, num_steps=config.base_steps)
     model = start_model(record, spec, seed)
     record.declare(Series("thr/concentration", ("top",), coords={"top": [f"{share:.0%}" for share in TOP]}))
-    if arm.sign == 0:
+    if arm == ARMS["neutral"]:
         try_mechanism(config, model, seed, record)
     record.add(0, {"greedy/correct": greedy(config, model)})
 
@@ -87,7 +135,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     reinforce(
         record,
         model,
-        grpo.having(post=(HiddenRewardSteering(p=config.p * arm.sign),)),
+        objective(config, arm),
         config.task,
         config.loop,
         lr=config.lr,
@@ -108,7 +156,7 @@ def try_mechanism(config: Config, model: nn.Module, seed: int, record: StudyReco
     _, rollout = drawn = draw_rollout(model, config.task, config.loop, torch.Generator().manual_seed(seed))
     correct = torch.tensor(config.task.are_right(drawn[0], config.task.texts(rollout.tokens)))
     with torch.no_grad():
-        told = score(model, rollout, {"hidden", "entropy"})
+        told = score(model, rollout, {"hidden", "unembedding", "entropy"})
     hidden_reward = token_hidden_reward(
         told["hidden"], rollout.tokens, rollout.mask, correct, rollout.group_ids, unembedding=told["unembedding"]
     )

@@ -12,7 +12,8 @@ from dynascope.rl.advantages import WhitenedReturns
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import TeacherReward
 from dynascope.rl.kl import KLTerm
-from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_group, reinforce_pp
+from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_response, reinforce_pp
+from dynascope.rl.rollout import Rollout
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -135,9 +136,24 @@ def test_a_preset_is_trls_loss(
         ("stable_reinforce", {"beta": 1e-3, "num_iterations": 2}),
         ("thr", {}),
         ("thr_gspo", {"num_iterations": 2}),
+        ("archer", {"beta": 1e-3, "num_iterations": 2}),
+        ("edge_grpo", {}),
+        ("kl_cov", {}),
         (grpo.having(kl=(KLTerm("ref", "k2", 0.1),), entropy_bonus=1e-3), {"beta": 1e-3, "num_iterations": 2}),
     ],
-    ids=["dapo", "riskpo", "hapo", "reinforce_pp", "stable_reinforce", "thr", "thr_gspo", "grpo with k2"],
+    ids=[
+        "dapo",
+        "riskpo",
+        "hapo",
+        "reinforce_pp",
+        "stable_reinforce",
+        "thr",
+        "thr_gspo",
+        "archer",
+        "edge_grpo",
+        "kl_cov",
+        "grpo with k2",
+    ],
 )
 def test_trls_trainer_runs_it(
     objective: Any, changes: dict[str, Any], tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
@@ -163,7 +179,7 @@ def test_trls_trainer_asks_a_teacher(tiny_llama: Any, character_tokenizer: Any, 
     torch.nn.init.normal_(teacher.lm_head.weight, std=0.2)
     ours = trainer(
         PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path),
-        objective=kdrl_masking_group.having(advantage=TeacherReward()), teacher=teacher,
+        objective=kdrl_masking_response.having(advantage=TeacherReward()), teacher=teacher,
     )  # fmt: skip
     ours.train()
     told = [log for log in ours.state.log_history if "policy/kl/teacher" in log]
@@ -179,6 +195,37 @@ def test_trls_trainer_asks_a_teacher(tiny_llama: Any, character_tokenizer: Any, 
             objective="kdrl",
             teacher=teacher,
         )
+
+
+def test_trls_trainer_asks_for_what_is_kept_and_finds_a_teacher_out_that_is_the_policy(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    asked: list[Tensor] = []
+
+    class Server:
+        size = len(tiny_llama.lm_head.weight)
+
+        def __call__(self, rollout: Rollout, rows: Tensor | None = None) -> Tensor:
+            assert rows is not None
+            asked.append(rows)
+            return torch.full(rollout.tokens.shape, -1.0)
+
+    one = {"max_steps": 1}
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path, **one),
+        objective=kdrl_masking_response, teacher=Server(),
+    )  # fmt: skip
+    ours.train()
+    assert torch.equal(asked[0], ours._rewards <= 0)
+    assert 0 < int(asked[0].sum()) < len(asked[0])
+    same = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path, **one),
+        objective="kdrl", teacher=copy.deepcopy(tiny_llama),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="distillation does nothing"):
+        same.train()
 
 
 def test_grpo_in_our_trainer_takes_trls_own_steps(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:

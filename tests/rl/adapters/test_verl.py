@@ -12,6 +12,7 @@ import torch
 
 from dynascope.rl.adapters.verl import register
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.exploration import PassAtKMixed
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.presets import grpo, preset
 
@@ -73,6 +74,23 @@ def test_micro_batches_on_two_ranks_add_up_to_the_whole_loss(registries: SimpleN
         behaviour_log_probs=old, max_length=3,
     )  # fmt: skip
     assert float(whole) == pytest.approx(float(preset(name).loss(batch)[0]), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:only .* bundles lie below")
+@pytest.mark.parametrize("name", ["riskpo", "riskpo_seeking", "kl_cov", "pass_at_k_mixed"])
+def test_estimators_and_pulls_of_verls_own_tensors(registries: SimpleNamespace, name: str) -> None:
+    objective = preset(name) if name != "pass_at_k_mixed" else grpo.having(advantage=PassAtKMixed(2))
+    register(objective, name)
+    rewards, groups = REWARDS.sum(1), torch.tensor([1, 1, 0, 0])
+    advantages, _ = registries.advantages[name](token_level_rewards=REWARDS, response_mask=MASK, index=INDEX)
+    batch = PolicyBatch(mask=MASK.bool(), rewards=rewards, group_ids=groups, correct=rewards > 0, max_length=3)
+    again = preset(name) if name != "pass_at_k_mixed" else objective
+    assert torch.equal(advantages, again.advantages(batch)[:, None] * MASK)
+    old = torch.randn(4, 3) - 2
+    new = old + 0.3 * torch.randn(4, 3)
+    loss, _ = registries.losses[name](old_log_prob=old, log_prob=new, advantages=advantages, response_mask=MASK)
+    whole = batch.having(advantage=advantages, log_probs=new, behaviour_log_probs=old)
+    assert float(loss) == pytest.approx(float(objective.loss(whole)[0]), rel=1e-6)
 
 
 def test_weights_against_drift_are_applied(registries: SimpleNamespace) -> None:

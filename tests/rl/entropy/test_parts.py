@@ -10,8 +10,8 @@ from dynascope.rl.advantages import group_z_score
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.entropy.parts import (
     AdaptiveTemperature,
-    ForkingTokens,
     SamplingCorrection,
+    TokenGroupZScore,
     adaptive_clip,
     adaptive_temperature,
     entropy_aware,
@@ -68,6 +68,17 @@ def test_a_far_advantage_sends_its_group_back_to_completions() -> None:
     torch.testing.assert_close(found, torch.tensor([0.7071, -0.7071, 1.7320, -0.5773]), atol=1e-4, rtol=0)
     unlimited = token_group_advantage(rewards, mask, group_ids, fallback=None)
     assert unlimited[0].item() == pytest.approx(6.3245, abs=1e-3)
+
+
+def test_the_slot_tells_what_the_guard_took() -> None:
+    mask = torch.cat([lengths_mask(1, 40), torch.nn.functional.pad(lengths_mask(2, 6), (0, 34))])
+    seen = PolicyBatch(mask=mask, rewards=torch.tensor([1.0, 0, 1, 0]), group_ids=torch.tensor([0, 0, 1, 1]))
+    guarded, free = TokenGroupZScore(), TokenGroupZScore(fallback=None)
+    torch.testing.assert_close(guarded(seen), token_group_advantage(seen.rewards, mask, seen.group_ids), atol=0, rtol=0)
+    assert abs(float((free(seen)[:, None] * mask).sum())) < 1e-4
+    assert float(guarded.metrics["advantage/guarded"]) == pytest.approx(41 / 49)
+    assert float(free.metrics["advantage/guarded"]) == 0
+    assert dapo.having(advantage=guarded).rollout_metrics.keys() == {"advantage/guarded"}
 
 
 def test_with_equal_lengths_it_is_grpo_and_equal_rewards_are_nothing() -> None:
@@ -129,15 +140,6 @@ def test_the_whole_by_hand() -> None:
     _, metrics = hapo.loss(whole)
     torch.testing.assert_close(metrics["redistribution/moved"], has_moved[seen.mask].float().mean())
     assert metrics["signal/pivot_entropy"] > 0
-
-
-def test_forking_tokens_learn_from_the_uncertain_alone() -> None:
-    seen = batch()
-    _, gradient = told(dapo.having(adjust=(ForkingTokens(EntropySignal()),)), seen)
-    pivot = seen.entropy[seen.mask].sort().values[round(0.8 * (int(seen.mask.sum()) - 1))]
-    is_uncertain = (seen.entropy > pivot) & seen.mask
-    assert gradient[~is_uncertain].abs().max() == 0
-    assert torch.equal(gradient[is_uncertain], told(dapo, seen)[1][is_uncertain])
 
 
 def test_one_signal_serves_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:

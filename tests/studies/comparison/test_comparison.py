@@ -194,7 +194,7 @@ def test_word_problems_with_a_model_from_a_folder(tmp_path: Path, character_mode
 
 
 def test_every_preset_takes_real_steps(tmp_path: Path) -> None:
-    overrides = {"num_steps": 2, "base_steps": 5, "teacher_steps": 5, "test_problems": 2}
+    overrides = {"num_steps": 2, "base_steps": 5, "teacher_steps": 6, "test_problems": 2}
     done = compare(list(PRESETS), preset="smoke", seeds=1, jobs=1, overrides=overrides, root=tmp_path)
     assert not done.failures
     losses = compare(
