@@ -138,6 +138,8 @@ class Interleaver:
         batch_size: Demonstrations a step (the paper's 128).
         schedule: A row of `rl/interleaving/schedules.py`, by name or made by hand.
         lr: Of the own optimizer, AdamW (the paper's 1e-6).
+        optimizer: The policy's, whose state then serves both losses, or one of yours: with `AdamW8bit` of torchao or bitsandbytes
+            the second state takes 2 bytes a weight instead of 8.
         buffer: One of your own; the default holds up to 64 batches and gives the newest first.
         recheck: Before a batch is used, so many answers to each of its questions; those solved by now are discarded. 0: none.
             Not for sharded models, whose processes would have to draw answers of one length.

@@ -106,7 +106,12 @@ def test_a_question_drawn_twice_counts_its_answers_together(tiny_llama: Any) -> 
 
 def test_two_optimizers_or_one(tiny_llama: Any) -> None:
     shared = torch.optim.AdamW(tiny_llama.parameters(), lr=1e-3)
-    assert Interleaver(tiny_llama, TASK, SOLVED, optimizer=shared).optimizer is shared
+    both = Interleaver(tiny_llama, TASK, SOLVED, optimizer=shared, batch_size=1)
+    tiny_llama(input_ids=torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
+    shared.step()
+    both.see([Sum(1, 2)], [False])
+    assert both.step(0)["demonstrations/step"] == 1
+    assert {int(state["step"]) for state in shared.state.values()} == {2}  # one state saw both losses
     own = Interleaver(tiny_llama, TASK, SOLVED, lr=5e-6).optimizer
     assert own.param_groups[0]["lr"] == 5e-6
     assert not own.state
