@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from dynascope.nn.shared_prefix.attention import Backend
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped
+from dynascope.nn.shared_prefix.tree import PrefixTree
 from dynascope.rl.rollout import completion_logits
 
 
@@ -27,11 +28,13 @@ class PromptGroups:
     completions: Int[Tensor, "N R"]
     mask: Bool[Tensor, "N R"]
     group_sizes: Int[Tensor, " B"]
+    row_length: int | None = None
+    """Tokens up to which groups share a packed row; None gives each a row, padded to the longest group's."""
 
     @cached_property
     def layout(self) -> SharedPrefix:
         """How they are packed."""
-        return SharedPrefix.of(self.prompt_mask, self.mask, self.group_sizes)
+        return SharedPrefix.of(self.prompt_mask, self.mask, self.group_sizes, row_length=self.row_length)
 
     @classmethod
     def of_repeated(
@@ -119,6 +122,25 @@ def grouped_log_probs(
         if entropies is not None:
             entropies = entropies.index_put((chosen,), spread)
     return _placed(told, entropies, groups.mask)
+
+
+def tree_log_probs(
+    model: nn.Module, tree: PrefixTree, *, temperature: float = 1.0, backend: Backend = "auto"
+) -> Float[Tensor, "N targets"]:
+    """log π of every token but the first of sequences that begin alike, whatever they share worked out once; 0 at padding.
+
+    For rollouts of several turns that branch; `tree.has_target` says where there is one. Equal to those of the sequences one
+    by one, and so are the gradients. Raises ValueError as `shared_prefix_forward` does.
+
+    >>> tree_log_probs(model, PrefixTree.of(input_ids, attention_mask))
+    """
+    cells: Tensor = tree.target_index[tree.has_target].unique()
+    logits = shared_prefix_forward(model, tree.rows, tree, backend=backend, cells=cells).logits[0]
+    targets = tree.rows[0, tree.cell_of[:, 1:]].flatten()
+    # What has no target is left out at the end, wherever it points.
+    cell_of = torch.searchsorted(cells, tree.target_index.flatten()).clamp(max=len(cells) - 1)
+    log_probs, _ = _of_cells(logits, cell_of, targets, temperature, entropy=False)
+    return _placed(log_probs, None, tree.has_target)[0]
 
 
 def _of_cells(
