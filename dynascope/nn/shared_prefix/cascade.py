@@ -4,7 +4,7 @@ With l₁ and l₂ the log-sum-exps of two parts and l = log(exp l₁ + exp l₂
 Backward, each part's kernel is given the merged output and l, and so works with the probabilities of the whole softmax.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from dynascope.nn.shared_prefix.arrangement import as_many, fold, prompt_key_mask, unfold
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 from dynascope.nn.shared_prefix.tree import PrefixTree
+
+_SHORT = 24
+"""Tokens of a mean stretch below which padding costs less than calls."""
 
 
 def has_kernels(query: Tensor, value: Tensor) -> bool:
@@ -33,10 +36,14 @@ def cascade(
     layout: SharedPrefix | PrefixTree,
     scale: float,
 ) -> Float[Tensor, "rows H T d"]:
-    """Attention of packed rows, or of a tree, on a CPU; see the module."""
-    if isinstance(layout, PrefixTree):
+    """Attention of packed rows, or of a tree, on a CPU; see the module.
+
+    What is of one size goes through together, padded to the longest; what is not, stretch by stretch, unless stretches are
+    so short that calling the kernel takes longer than its work.
+    """
+    if isinstance(layout, PrefixTree) or not (layout.is_uniform or layout.mean_stretch < _SHORT):
         many = query.shape[1]
-        told: Tensor = _TreeCascade.apply(query, as_many(key, many), as_many(value, many), layout.segments, scale)
+        told: Tensor = _Stretches.apply(query, as_many(key, many), as_many(value, many), layout.stretches, scale)
         return told
     num_heads = query.shape[1]
     (own_q, q), (own_k, k), (own_v, v) = (unfold(one, layout) for one in (query, key, value))
@@ -94,50 +101,50 @@ class _Cascade(torch.autograd.Function):
         return dq, dk, dv, d_own_k, d_own_v, None, None
 
 
-class _TreeCascade(torch.autograd.Function):
-    """A stretch of a tree without branches attends to itself, and all that stands below it to the whole of it."""
+class _Stretches(torch.autograd.Function):
+    """A stretch without branches attends to itself, and all that stands below it to the whole of it."""
 
     @staticmethod
     def forward(
-        context: Any, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[tuple[int, int, int]], scale: float
+        context: Any, q: Tensor, k: Tensor, v: Tensor, stretches: Sequence[tuple[int, int, int, int]], scale: float
     ) -> Tensor:
         wide = torch.promote_types(q.dtype, torch.float32)
         merged, total = torch.zeros_like(q, dtype=wide), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
-        for at, seen, is_causal in _blocks(segments):
-            part, lse = _kernel(q[:, :, at], k[:, :, seen], v[:, :, seen], None, scale, is_causal=is_causal)
-            before = total[:, :, at]
+        for at, seen, is_causal in _blocks(stretches):
+            part, lse = _kernel(q[at], k[seen], v[seen], None, scale, is_causal=is_causal)
+            before = total[at]
             now = torch.logaddexp(before, lse)
-            merged[:, :, at] = merged[:, :, at] * (before - now).exp()[..., None] + part * (lse - now).exp()[..., None]
-            total[:, :, at] = now
+            merged[at] = merged[at] * (before - now).exp()[..., None] + part * (lse - now).exp()[..., None]
+            total[at] = now
         output = merged.to(q.dtype)
         context.save_for_backward(q, k, v, output, total)
-        context.segments, context.scale = segments, scale
+        context.stretches, context.scale = stretches, scale
         return output
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, output, total = context.saved_tensors
         dq, dk, dv = (torch.zeros_like(one) for one in (q, k, v))
-        for at, seen, is_causal in _blocks(context.segments):
+        for at, seen, is_causal in _blocks(context.stretches):
             of_q, of_k, of_v = _kernel_backward(
-                gradient[:, :, at], q[:, :, at], output[:, :, at], k[:, :, seen], v[:, :, seen], total[:, :, at], None,
-                context.scale, is_causal=is_causal,
-            )  # fmt: skip
-            dq[:, :, at] += of_q
-            dk[:, :, seen] += of_k
-            dv[:, :, seen] += of_v
+                gradient[at], q[at], output[at], k[seen], v[seen], total[at], None, context.scale, is_causal=is_causal
+            )
+            dq[at] += of_q
+            dk[seen] += of_k
+            dv[seen] += of_v
         return dq, dk, dv, None, None
 
 
-def _blocks(segments: Sequence[tuple[int, int, int]]) -> list[tuple[slice, slice, bool]]:
+_Place = tuple[slice, slice, slice]
+
+
+def _blocks(stretches: Sequence[tuple[int, int, int, int]]) -> Iterator[tuple[_Place, _Place, bool]]:
     """Queries, keys, and whether they are the same stretch."""
-    blocks = []
-    for start, end, leave in segments:
-        own = slice(start, end)
-        blocks.append((own, own, True))
+    for row, start, end, leave in stretches:
+        own = slice(row, row + 1), slice(None), slice(start, end)
+        yield own, own, True
         if leave > end:
-            blocks.append((slice(end, leave), own, False))
-    return blocks
+            yield (*own[:2], slice(end, leave)), own, False
 
 
 def _by_shared_head(x: Tensor, num_shared: int) -> Tensor:

@@ -336,6 +336,20 @@ class SharedPrefix:
         return self.allows(rows[:, None, None], columns[:, None], columns)
 
     @cached_property
+    def stretches(self) -> list[tuple[int, int, int, int]]:
+        """Prompts and completions: the row, the first column, that behind, and that behind all that sees the stretch."""
+        of, ends = self.group_of, self.starts + self.completion_lengths
+        prompts = self.row_of, self.prompt_starts, self._prompt_ends, self.prompt_starts + self._num_tokens
+        completions = self.row_of[of], self.starts, ends, ends
+        both = [torch.cat(pair).tolist() for pair in zip(prompts, completions, strict=True)]
+        return [one for one in zip(*both, strict=True) if one[2] > one[1]]
+
+    @cached_property
+    def mean_stretch(self) -> float:
+        """Tokens of a prompt or completion, on average."""
+        return int(self._num_tokens.sum()) / len(self.stretches)
+
+    @cached_property
     def runs(self) -> Runs:
         """Prompts, and completions behind the keys of their prompts, for flash attention."""
         width, (prompt, _, completion) = self.num_columns, self.sizes

@@ -96,13 +96,13 @@ class PrefixTree:
         return self.allows(torch.zeros_like(places[:1]), places[:, None], places)[None]
 
     @cached_property
-    def segments(self) -> list[tuple[int, int, int]]:
-        """Stretches without branches in the order of the row: first place, the place behind, and that behind all below."""
+    def stretches(self) -> list[tuple[int, int, int, int]]:
+        """Stretches without branches, in their order: the row, their first place, that behind, and that behind all below."""
         is_first = torch.ones_like(self.leave, dtype=torch.bool)
         is_first[1:] = self.leave[1:] != self.leave[:-1]
         starts = is_first.nonzero().flatten()
         ends = torch.cat([starts[1:], starts.new_tensor([len(self.leave)])])
-        return list(zip(starts.tolist(), ends.tolist(), self.leave[starts].tolist(), strict=True))
+        return [(0, *one) for one in zip(starts.tolist(), ends.tolist(), self.leave[starts].tolist(), strict=True)]
 
     @cached_property
     def runs(self) -> Runs:

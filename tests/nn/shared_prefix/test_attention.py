@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynascope.nn.shared_prefix import Backend, PrefixTree, SharedPrefix, grouped_attention
+from dynascope.nn.shared_prefix import cascade as module
 
 BACKENDS: tuple[Backend, ...] = ("cascade", "two_call", "dense_mask", "auto")
 
@@ -137,7 +138,24 @@ def test_a_tree_is_each_sequence_alone_whatever_the_backend(backend: Backend, sh
 def test_stretches_of_a_tree_by_hand() -> None:
     tree = tree_of([[1, 2, 3, 9], [1, 2, 4], [5]])
     assert tree.rows.tolist() == [[1, 2, 3, 9, 4, 5]]
-    assert tree.segments == [(0, 2, 5), (2, 4, 4), (4, 5, 5), (5, 6, 6)]
+    assert tree.stretches == [(0, 0, 2, 5), (0, 2, 4, 4), (0, 4, 5, 5), (0, 5, 6, 6)]
+
+
+def test_groups_of_different_sizes_go_stretch_by_stretch_where_it_pays(
+    make: Callable[..., SharedPrefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of 5 and 3 tokens in one row, the second completion empty: both ways to the same values and gradients."""
+    layout = make([3, 2], [2, 1], [2, 0, 1], 8)
+    assert layout.stretches == [(0, 0, 3, 5), (0, 5, 7, 8), (0, 3, 5, 5), (0, 7, 8, 8)]
+    assert layout.mean_stretch == 2
+    query, key, value = inputs(layout)
+    weights, told = torch.randn_like(query), []
+    for shortest in (0, 1000):
+        monkeypatch.setattr(module, "_SHORT", shortest)
+        output = grouped_attention(query, key, value, layout, backend="cascade")
+        told.append([output, *torch.autograd.grad((output * weights).sum(), (query, key, value))])
+    for one, other in zip(*told, strict=True):
+        assert torch.allclose(one, other, atol=1e-13)
 
 
 def reference_varlen(
