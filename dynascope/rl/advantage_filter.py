@@ -72,7 +72,8 @@ def normalize_advantages(
 ) -> Float[Tensor, "N T"]:
     """(value − mean) / population deviation over all tokens; padding is 0, and so are values that are all equal.
 
-    `moments` are those of all shards (`combined`) or processes (`across_processes`); by default the batch's own. `floor` is the least variance.
+    `moments` are those of all shards (`combined`) or processes (`across_processes`); by default the batch's own. `floor` is the
+    least variance.
 
     >>> normalize_advantages(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2).bool())
     tensor([[-1.,  1.]])
