@@ -1,6 +1,6 @@
 """Log-probabilities of groups of completions with each prompt worked out once, and training on them (arXiv 2506.05433)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +35,32 @@ class PromptGroups:
     def layout(self) -> SharedPrefix:
         """How they are packed."""
         return SharedPrefix.of(self.prompt_mask, self.mask, self.group_sizes, row_length=self.row_length)
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        group_sizes: int | Sequence[int],
+        *,
+        row_length: int | None = None,
+    ) -> "PromptGroups":
+        """From lists of tokens, those of a prompt's completions beside each other.
+
+        >>> groups = PromptGroups.of([[1, 2, 3]], [[4, 5], [6]], 2)
+        """
+        sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
+
+        def padded(rows: Sequence[Sequence[int]], *, on_left: bool) -> tuple[Tensor, Tensor]:
+            lengths = torch.tensor([len(one) for one in rows])[:, None]
+            width = max(1, int(lengths.max()))
+            columns = torch.arange(width)
+            mask = columns >= width - lengths if on_left else columns < lengths
+            flat = torch.tensor([token for one in rows for token in one], dtype=torch.long)
+            return torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, flat), mask
+
+        both = *padded(prompts, on_left=True), *padded(completions, on_left=False)
+        return cls(*both, torch.tensor(sizes), row_length)
 
     @classmethod
     def of_repeated(
@@ -224,6 +250,27 @@ def prefix_backward(
 
 def _rows_of_groups(sizes: Tensor) -> Iterator[Tensor]:
     yield from torch.arange(int(sizes.sum()), device=sizes.device).split(sizes.tolist())
+
+
+def kept_bytes(model: nn.Module, groups: PromptGroups, *, share: bool) -> int:
+    """Bytes of the tensors that autograd keeps from forward to backward, each storage once, weights left out: measured.
+
+    >>> kept_bytes(model, groups, share=True) / kept_bytes(model, groups, share=False)
+    """
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no address is used twice
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        grouped_log_probs(model, groups, share=share)
+    return sum(kept.values())
 
 
 def assert_equivalent(

@@ -14,6 +14,7 @@ from dynascope.rl.shared_prefix import (
     PromptGroups,
     assert_equivalent,
     grouped_log_probs,
+    kept_bytes,
     pays,
     prefix_backward,
     tree_log_probs,
@@ -77,6 +78,22 @@ def test_sequences_that_branch_have_the_log_probabilities_of_each_alone(tiny_lla
     assert torch.allclose(told, expected, atol=1e-6)
     for one, two in zip(gradients(model, told), gradients(model, expected), strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_lists_of_tokens_by_hand(tiny_llama: Any) -> None:
+    groups = PromptGroups.of([[1, 2, 3], [4]], [[5, 6], [], [7]], [2, 1], row_length=7)
+    assert groups.prompts.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert groups.prompt_mask.tolist() == [[True] * 3, [False, False, True]]
+    assert groups.completions.tolist() == [[5, 6], [0, 0], [7, 0]]
+    assert groups.mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert groups.layout.pack(groups.prompts, groups.completions).tolist() == [[1, 2, 3, 5, 6, 4, 7]]
+    assert PromptGroups.of([[1], [2]], [[3]] * 4, 2).group_sizes.tolist() == [2, 2]
+
+
+def test_what_is_kept_for_the_backward_pass_shrinks_with_the_tokens(tiny_llama: Any) -> None:
+    groups = PromptGroups.of([[*range(1, 14)] * 3], [[3, 4]] * 6, 6)
+    ratio = kept_bytes(tiny_llama, groups, share=True) / kept_bytes(tiny_llama, groups, share=False)
+    assert ratio < 1.3 * (39 + 12) / (6 * 41)
 
 
 def test_users_can_check_their_own_model(tiny_llama: Any, groups: PromptGroups) -> None:
