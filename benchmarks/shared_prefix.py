@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from dynascope.nn.shared_prefix import Backend, PrefixTree, estimate_savings
-from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs, prefix_backward, tree_log_probs
+from dynascope.rl.prompt_groups import PromptGroups
+from dynascope.rl.shared_prefix import grouped_log_probs, prefix_backward, tree_log_probs
 
 PROMPTS, COMPLETIONS, GROUPS = (16, 128, 512), (8, 32, 128), (2, 8)
 

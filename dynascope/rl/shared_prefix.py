@@ -1,11 +1,9 @@
 """Log-probabilities of groups of completions with each prompt worked out once, and training on them (arXiv 2506.05433)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,73 +11,8 @@ from dynascope.nn.shared_prefix.attention import Backend
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped
 from dynascope.nn.shared_prefix.tree import PrefixTree
+from dynascope.rl.prompt_groups import PromptGroups
 from dynascope.rl.rollout import completion_logits
-
-
-@dataclass(frozen=True, eq=False)
-class PromptGroups:
-    """B prompts, padded on the left, and N completions, padded on the right, those of a prompt beside each other.
-
-    >>> groups = PromptGroups(prompts, prompt_mask, completions, completion_mask, group_sizes=torch.full((len(prompts),), 8))
-    """
-
-    prompts: Int[Tensor, "B P"]
-    prompt_mask: Bool[Tensor, "B P"]
-    completions: Int[Tensor, "N R"]
-    mask: Bool[Tensor, "N R"]
-    group_sizes: Int[Tensor, " B"]
-    row_length: int | None = None
-    """Tokens up to which groups share a packed row; None gives each a row, padded to the longest group's."""
-
-    @cached_property
-    def layout(self) -> SharedPrefix:
-        """How they are packed."""
-        return SharedPrefix.of(self.prompt_mask, self.mask, self.group_sizes, row_length=self.row_length)
-
-    @classmethod
-    def of(
-        cls,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[int]],
-        group_sizes: int | Sequence[int],
-        *,
-        row_length: int | None = None,
-    ) -> "PromptGroups":
-        """From lists of tokens, those of a prompt's completions beside each other.
-
-        >>> groups = PromptGroups.of([[1, 2, 3]], [[4, 5], [6]], 2)
-        """
-        sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
-
-        def padded(rows: Sequence[Sequence[int]], *, on_left: bool) -> tuple[Tensor, Tensor]:
-            lengths = torch.tensor([len(one) for one in rows])[:, None]
-            width = max(1, int(lengths.max()))
-            columns = torch.arange(width)
-            mask = columns >= width - lengths if on_left else columns < lengths
-            flat = torch.tensor([token for one in rows for token in one], dtype=torch.long)
-            return torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, flat), mask
-
-        both = *padded(prompts, on_left=True), *padded(completions, on_left=False)
-        return cls(*both, torch.tensor(sizes), row_length)
-
-    @classmethod
-    def of_repeated(
-        cls,
-        prompts: Int[Tensor, "N P"],
-        prompt_mask: Bool[Tensor, "N P"],
-        completions: Int[Tensor, "N R"],
-        mask: Bool[Tensor, "N R"],
-    ) -> tuple["PromptGroups", Int[Tensor, " N"]]:
-        """From a batch that repeats prompts, in any order; and the row of the batch that each completion had.
-
-        >>> groups, rows = PromptGroups.of_repeated(prompts, prompt_mask, completions, mask)
-        >>> log_probs = torch.empty_like(told).index_copy(0, rows, told)  # back in the batch's order
-        """
-        key = prompts.masked_fill(~prompt_mask, -1)
-        unique, group, sizes = key.unique(dim=0, return_inverse=True, return_counts=True)
-        rows = group.argsort(stable=True)
-        seen = unique >= 0
-        return cls(unique.masked_fill(~seen, 0), seen, completions[rows], mask[rows], sizes), rows
 
 
 def pays(layout: SharedPrefix) -> bool:

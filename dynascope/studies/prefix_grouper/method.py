@@ -18,7 +18,8 @@ from dynascope.nn.shared_prefix import estimate_savings
 from dynascope.record import Series
 from dynascope.rl.loop import LoopConfig, draw_rollout
 from dynascope.rl.presets import grpo
-from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs, kept_bytes
+from dynascope.rl.prompt_groups import PromptGroups
+from dynascope.rl.shared_prefix import grouped_log_probs, kept_bytes
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.studies.harness import StudyRecord
 
