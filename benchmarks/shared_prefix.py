@@ -7,11 +7,14 @@ contenders in turns, medians.
    attention. Bars: never above 1.05x repeated; below the package everywhere.
 2. Prompt to completion 8:1, group 8: share of time that is left over share of FLOPs; bar 1.3.
 3. Time of `prefix_backward`, which holds few completions at a time.
+4. Groups of 150 to 1600 tokens, a row each or sharing rows of 1700; bar: below 1.
+5. A tree of 4 conversations that branch twice, in parts or with a dense mask; bar: below 1.
 """
 
 import argparse
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +23,9 @@ from interleaved import medians
 from torch import Tensor
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
-from dynascope.nn.shared_prefix import estimate_savings
-from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs, prefix_backward
+from dynascope.nn.shared_prefix import Backend, PrefixTree, estimate_savings
+from dynascope.rl.prompt_groups import PromptGroups
+from dynascope.rl.shared_prefix import grouped_log_probs, prefix_backward, tree_log_probs
 
 PROMPTS, COMPLETIONS, GROUPS = (16, 128, 512), (8, 32, 128), (2, 8)
 
@@ -111,6 +115,26 @@ def main() -> None:
 
     told = medians({"packed": step(groups, True), **{str(size): in_parts(size) for size in (1, 2, 4, 8)}}, turns)
     print(", ".join(f"{name}: {seconds / told['packed']:.2f}x" for name, seconds in told.items()))
+
+    lengths = torch.tensor([1024, 64, 32, 256, 128, 512])
+    prompt_mask = torch.arange(1024) < lengths[:, None]
+    mask = torch.arange(128) < (torch.arange(48) % 8 * 8 + 16)[:, None]
+    ragged = PromptGroups(
+        torch.randint(256, (6, 1024)), prompt_mask, torch.randint(256, (48, 128)), mask, torch.full((6,), 8)
+    )
+    told = medians({"alone": step(ragged, True), "sharing": step(replace(ragged, row_length=1700), True)}, turns)
+    print(f"\nragged groups in shared rows: {told['sharing'] / told['alone']:.2f}x a row each")
+
+    ids = torch.randint(256, (16, 768))
+    for width, rows in ((256, 4), (512, 2)):
+        ids[:, :width] = ids[::rows, :width].repeat_interleave(rows, 0)
+    tree = PrefixTree.of(ids, torch.ones_like(ids))
+
+    def by(backend: Backend) -> Callable[[], object]:
+        return lambda: tree_log_probs(model, tree, backend=backend).sum().backward()
+
+    told = medians({"dense_mask": by("dense_mask"), "cascade": by("cascade")}, turns)
+    print(f"a tree of {tree.shape[1]} tokens: in parts {told['cascade'] / told['dense_mask']:.2f}x the dense mask")
 
 
 if __name__ == "__main__":

@@ -261,10 +261,10 @@ def study(options: Study) -> int:
 class Compare:
     """Train objectives on equal terms (start models, problems, samples, steps, seeds) and write one page of them.
 
-    Tasks: `arithmetic` and `gsm8k` take presets of reinforcement learning (grpo, dr_grpo, dapo, gspo, rloo, …),
-    `arithmetic-pairs` preference losses (dpo, ipo, simpo, …); "all" takes every one. Sums need nothing but this program;
-    gsm8k wants a folder of problems and one of a model of yours. What was trained before with the same settings is kept,
-    so another objective is added at its own cost, and a killed comparison resumes.
+    Tasks: `arithmetic` and `gsm8k` take presets of reinforcement learning (grpo, dr_grpo, dapo, gspo, rloo, …; relift and luffy
+    learn from demonstrations too), `arithmetic-pairs` preference losses (dpo, ipo, simpo, …); "all" takes every one. Sums need
+    nothing but this program; gsm8k wants a folder of problems and one of a model of yours. What was trained before with the
+    same settings is kept, so another objective is added at its own cost, and a killed comparison resumes.
     """
 
     objectives: Positional[Annotated[str, arg(metavar="A,B…")]]

@@ -1,13 +1,17 @@
 """Whether reinforcement learning teaches reasoning or guessing, from rollouts already drawn (2506.14245, section 5)."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.record import Series
+from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
 from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
+from dynascope.rl.tasks.rewards import Reward
 
 
 class ReasoningDynamics:
@@ -86,3 +90,54 @@ class ReasoningDynamics:
                 "reasoning/cohort_chain_correct": share[is_cohort].nanmean(),
             }
         return measured
+
+
+def reasoning_monitored(
+    reward: Reward,
+    dynamics: ReasoningDynamics,
+    ensemble: JudgeEnsemble | None = None,
+    *,
+    reference: str | None = None,
+) -> Reward:
+    """A reward for TRL's GRPOTrainer that logs what `dynamics` measures of its completions by the way, with none drawn for it.
+
+    Values above 0 are right answers; with an ensemble the chains of those are judged, `reference` naming the column with the
+    right answer, if it may see that. Groups are equal prompts that follow each other. Curves are logged by K, as
+    `reasoning/pass_at_k/8`; what is a mean over nothing is left out.
+
+    >>> reward_funcs = reasoning_monitored(reward, ReasoningDynamics([1, 8]), JudgeEnsemble(judge), reference="answer")
+    """
+    numbers: dict[str, int] = {}
+
+    def both(prompts: Sequence[Any], completions: Sequence[Any], **more: Any) -> Sequence[float | None]:
+        values = reward(prompts=prompts, completions=completions, **more)
+        questions, texts = ([_text(one) for one in each] for each in (prompts, completions))
+        begins = [place == 0 or questions[place] != questions[place - 1] for place in range(len(questions))]
+        groups = torch.tensor(begins).cumsum(0) - 1
+        sizes = groups.bincount()
+        mask = torch.arange(int(sizes.max())) < sizes[:, None]
+        correct = torch.tensor([value is not None and value > 0 for value in values])
+        chains = None
+        if ensemble is not None:
+            references = [None] * len(texts) if reference is None else more[reference]
+            solutions = [Solution(*one) for one in zip(questions, texts, references, strict=True)]
+            chains = _table(ensemble(solutions, correct).is_correct, mask)
+        asked = [question for question, is_first in zip(questions, begins, strict=True) if is_first]
+        ids = torch.tensor([numbers.setdefault(one, len(numbers)) for one in asked])
+        for name, value in dynamics.measure(ids, _table(correct, mask), chains, mask).items():
+            for place, one in enumerate(value.flatten().tolist()):
+                if not math.isnan(one):
+                    more["log_metric"](f"{name}/{dynamics.ks[place]}" if value.ndim else name, one)
+        return values
+
+    both.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    return both
+
+
+def _text(message: Any) -> str:
+    """What a prompt or completion says, of a conversation its last message."""
+    return message if isinstance(message, str) else str(message[-1]["content"])
+
+
+def _table(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros_like(mask).masked_scatter(mask, values)

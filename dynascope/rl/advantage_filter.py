@@ -54,12 +54,26 @@ def combined(shards: Iterable[Moments]) -> Moments:
     return Moments(total, together, (squares + count * (mean - together).square()).sum())
 
 
+def across_processes(own: Moments) -> Moments:
+    """The moments of all processes of torch.distributed together, by one collective of three numbers; `own` where there is one.
+
+    >>> normalize_advantages(values, mask, across_processes(token_moments(values, mask)))
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    mine = torch.stack(own)
+    every = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(every, mine)
+    return combined(Moments(*one) for one in every)
+
+
 def normalize_advantages(
     values: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], moments: Moments | None = None, *, floor: float = 1e-8
 ) -> Float[Tensor, "N T"]:
     """(value − mean) / population deviation over all tokens; padding is 0, and so are values that are all equal.
 
-    `moments` are those of all shards (`combined`); by default the batch's own. `floor` is the least variance.
+    `moments` are those of all shards (`combined`) or processes (`across_processes`); by default the batch's own. `floor` is the
+    least variance.
 
     >>> normalize_advantages(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2).bool())
     tensor([[-1.,  1.]])

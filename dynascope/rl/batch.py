@@ -12,7 +12,7 @@ _BY_TOKEN = (
     "log_probs", "behaviour_log_probs", "sampling_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values", "tokens",
 )  # fmt: skip
 _BY_TOKEN_AND_MORE = ("hidden", "logits", "ref_logits", "teacher_logits")
-_BY_COMPLETION = ("rewards", "group_ids", "correct", "is_solved", "is_truncated")
+_BY_COMPLETION = ("rewards", "group_ids", "correct", "is_solved", "is_truncated", "is_demonstration")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,8 @@ class PolicyBatch:
     """(N,), bool: whether the completion's prompt has a right answer, in this rollout."""
     is_truncated: Tensor | None = None
     """(N,), bool: whether the completion ended at the length limit."""
+    is_demonstration: Tensor | None = None
+    """(N,), bool: whether the completion was given, not sampled."""
     max_length: int | None = None
     """The length limit in tokens."""
     temperature: float = 1.0

@@ -5,6 +5,7 @@ Everything is a function that can be called alone; `train` is only their order.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -90,7 +91,7 @@ class Step:
     batch: PolicyBatch
     metrics: Metrics
     drawn: Sequence[Any] = ()
-    """Every problem of the rollout, one a completion; `problems` are those that `keep` left."""
+    """Every problem of the rollout, one a completion that was sampled; `problems` are those that `keep` left."""
     drawn_correct: Tensor | None = None
     """Whether each of these completions was right, bool."""
 
@@ -109,6 +110,7 @@ def train(
     critic: LinearCritic | None = None,
     keep: Callable[[PolicyBatch], Bool[Tensor, " N"]] | None = None,
     process: Callable[[Tensor, Tensor], Tensor] | None = None,
+    mix: Callable[[Sequence[Any], Rollout], tuple[Rollout, Bool[Tensor, " N"]]] | None = None,
     look: Callable[[Step], object] = lambda step: None,
 ) -> None:
     """Train `model` in place.
@@ -122,6 +124,8 @@ def train(
         keep: Which completions are learned from, once rewards are known (`learnable_groups` is DAPO's dynamic sampling).
             A rollout of which nothing is kept takes no optimizer step.
         process: Changes the distribution that is drawn from, as in `sample`.
+        mix: Puts completions that were not sampled into a rollout, and says which they are; they are rewarded like any other,
+            and monitors of the rollout leave them out (`rl.interleaving.mixed_policy`).
         look: Called after every step with what it saw; interleaved updates of one's own go here too.
 
     Raises ValueError when a model that the objective needs is missing or has another vocabulary, when a reward fails,
@@ -136,6 +140,9 @@ def train(
     for number in range(config.num_steps):
         keeps_hidden = not {"hidden", "values"}.isdisjoint(objective.rollout_needs)
         problems, rollout = draw_rollout(model, task, config, generator, process, number, keeps_hidden)
+        is_given = torch.zeros_like(rollout.is_truncated)
+        if mix is not None:
+            rollout, is_given = mix(problems, rollout)
         completions = task.texts(rollout.tokens)
         correct = torch.tensor(task.are_right(problems, completions), device=rollout.tokens.device)
         if rewards is None:
@@ -145,9 +152,13 @@ def train(
             told = [getattr(one, "prompt", "") if not isinstance(one, Mapping) else one["prompt"] for one in problems]
             total, _ = evaluate_rewards(rewards, told, completions, given, time_limit=config.reward_time_limit)
             total = total.to(correct.device)
-        metrics: Metrics = watch_rollout(rollout, total, correct)
+        own = ~is_given
+        metrics: Metrics = watch_rollout(rollout.select(own), total[own], correct[own])
 
         batch = rollout.batch(total, correct=correct, is_solved=solved(correct, rollout.group_ids), step=number)
+        if mix is not None:
+            batch = batch.having(is_demonstration=is_given)
+            metrics = {**metrics, "rollout/demonstrations": is_given.float().mean()}
         batch = batch.having(**known_before(model, rollout, objective, ref_model, teacher, batch))
         if critic is not None and batch.hidden is not None:
             with torch.no_grad():
@@ -176,8 +187,8 @@ def train(
                 rollout,
                 batch,
                 metrics,
-                problems,
-                correct,
+                list(compress(problems, own.tolist())),
+                correct[own],
             )
         )
 

@@ -5,6 +5,7 @@ log-probs → ratio → clip, adjust → surrogate + KL terms − entropy bonus 
                                     every minibatch:  objective.loss(batch)
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias, TypeVar
@@ -99,10 +100,17 @@ class PolicyObjective:
     """Of the surrogate beside the other terms."""
     kl: tuple[KLTerm, ...] = ()
     entropy_bonus: float = 0.0
+    shaping: float | None = None
+    """γ: tokens of demonstrations weigh π / (π + γ) in place of a ratio, unclipped, so that rare ones keep a gradient
+    (2504.14945, section 3.3); None treats demonstrations as samples."""
     aggregation: Denominator = "seq-mean-token-mean"
     learns_from_truncated: bool = True
     """Whether completions cut off at the length limit are in the loss; their rewards count in the group either way. Without
     them nothing speaks against rambling (2503.18892's `remove_clip`)."""
+
+    def __post_init__(self) -> None:
+        if self.shaping is not None and self.shaping <= 0:
+            raise ValueError(f"shaping={self.shaping} must be above 0; the paper's is 0.1")
 
     def having(self, **slots: Any) -> "PolicyObjective":
         """The same method with some slots changed.
@@ -125,7 +133,8 @@ class PolicyObjective:
         """Fields of the batch that `loss` reads beside those of the surrogate."""
         bonus = frozenset({"entropy"} if self.entropy_bonus else ())
         truncated = frozenset(() if self.learns_from_truncated else {"is_truncated"})
-        return _needs(self.clip, *self.adjust, *self.kl) | bonus | truncated
+        given = frozenset(() if self.shaping is None else {"is_demonstration"})
+        return _needs(self.clip, *self.adjust, *self.kl) | bonus | truncated | given
 
     @property
     def is_shaped_by_teacher(self) -> bool:
@@ -194,7 +203,7 @@ class PolicyObjective:
                 advantage = adjust(advantage, view)
 
         surrogate = clipped_surrogate(ratio, advantage, low, high, dual_clip=self.dual_clip)
-        policy_loss = self._aggregate(surrogate.loss, batch)
+        policy_loss = self._aggregate(self._shaped(surrogate.loss, advantage, batch), batch)
         loss = self.policy_weight * policy_loss
         divergences = {}
         for term in self.kl:
@@ -241,6 +250,15 @@ class PolicyObjective:
             **view.told,
             **{name: one.detach() for name, one in divergences.items()},
         }
+
+    def _shaped(self, loss: Tensor, advantage: Tensor, batch: PolicyBatch) -> Tensor:
+        if self.shaping is None:
+            return loss
+        assert batch.log_probs is not None
+        assert batch.is_demonstration is not None
+        # π / (π + γ) as a sigmoid has a gradient where π itself would underflow.
+        weight = (batch.log_probs.masked_fill(~batch.mask, 0.0) - math.log(self.shaping)).sigmoid()
+        return torch.where(batch.is_demonstration[:, None], -weight * advantage, loss)
 
     def _divergence(self, term: KLTerm, ratio: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
         """A KL term as it enters the loss, and its plain mean over the tokens that it keeps, to be told."""

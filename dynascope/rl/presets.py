@@ -29,6 +29,9 @@ dapo = grpo.having(clip=(0.2, 0.28), aggregation="token-mean")
 """2503.14476: clip higher, and every token weighs the same. Dropping uniform groups is the loop's `keep`."""
 relift_rl = dr_grpo.having(clip=(None, None), entropy_bonus=1e-3)
 """2506.07527: what its program runs between steps of fine-tuning (`rl.interleaving.interleave`); nothing is clipped."""
+luffy = relift_rl.having(shaping=0.1)
+"""2504.14945, as its program runs it: one completion of each prompt is a demonstration (`train(mix=DemonstrationsInGroups(…))`),
+whose rare tokens keep their gradient."""
 simplerl_zoo = grpo.having(
     advantage=GroupZScore(eps=1e-6), aggregation="token-mean", kl=(KLTerm("ref", "k3", 1e-4, clamp=10.0),)
 )
@@ -92,6 +95,8 @@ PRESETS: dict[str, PolicyObjective] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "dapo": dapo,
+    "relift_rl": relift_rl,
+    "luffy": luffy,
     "simplerl_zoo": simplerl_zoo,
     "gspo": gspo,
     "rloo": rloo,

@@ -1,56 +1,18 @@
 """Log-probabilities of groups of completions with each prompt worked out once, and training on them (arXiv 2506.05433)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dynascope.nn.shared_prefix.attention import Backend
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped
+from dynascope.nn.shared_prefix.tree import PrefixTree
+from dynascope.rl.prompt_groups import PromptGroups
 from dynascope.rl.rollout import completion_logits
-
-
-@dataclass(frozen=True, eq=False)
-class PromptGroups:
-    """B prompts, padded on the left, and N completions, padded on the right, those of a prompt beside each other.
-
-    >>> groups = PromptGroups(prompts, prompt_mask, completions, completion_mask, group_sizes=torch.full((len(prompts),), 8))
-    """
-
-    prompts: Int[Tensor, "B P"]
-    prompt_mask: Bool[Tensor, "B P"]
-    completions: Int[Tensor, "N R"]
-    mask: Bool[Tensor, "N R"]
-    group_sizes: Int[Tensor, " B"]
-
-    @cached_property
-    def layout(self) -> SharedPrefix:
-        """How they are packed."""
-        return SharedPrefix.of(self.prompt_mask, self.mask, self.group_sizes)
-
-    @classmethod
-    def of_repeated(
-        cls,
-        prompts: Int[Tensor, "N P"],
-        prompt_mask: Bool[Tensor, "N P"],
-        completions: Int[Tensor, "N R"],
-        mask: Bool[Tensor, "N R"],
-    ) -> tuple["PromptGroups", Int[Tensor, " N"]]:
-        """From a batch that repeats prompts, in any order; and the row of the batch that each completion had.
-
-        >>> groups, rows = PromptGroups.of_repeated(prompts, prompt_mask, completions, mask)
-        >>> log_probs = torch.empty_like(told).index_copy(0, rows, told)  # back in the batch's order
-        """
-        key = prompts.masked_fill(~prompt_mask, -1)
-        unique, group, sizes = key.unique(dim=0, return_inverse=True, return_counts=True)
-        rows = group.argsort(stable=True)
-        seen = unique >= 0
-        return cls(unique.masked_fill(~seen, 0), seen, completions[rows], mask[rows], sizes), rows
 
 
 def pays(layout: SharedPrefix) -> bool:
@@ -119,6 +81,25 @@ def grouped_log_probs(
         if entropies is not None:
             entropies = entropies.index_put((chosen,), spread)
     return _placed(told, entropies, groups.mask)
+
+
+def tree_log_probs(
+    model: nn.Module, tree: PrefixTree, *, temperature: float = 1.0, backend: Backend = "auto"
+) -> Float[Tensor, "N targets"]:
+    """log π of every token but the first of sequences that begin alike, whatever they share worked out once; 0 at padding.
+
+    For rollouts of several turns that branch; `tree.has_target` says where there is one. Equal to those of the sequences one
+    by one, and so are the gradients. Raises ValueError as `shared_prefix_forward` does.
+
+    >>> tree_log_probs(model, PrefixTree.of(input_ids, attention_mask))
+    """
+    cells: Tensor = tree.target_index[tree.has_target].unique()
+    logits = shared_prefix_forward(model, tree.rows, tree, backend=backend, cells=cells).logits[0]
+    targets = tree.rows[0, tree.cell_of[:, 1:]].flatten()
+    # What has no target is left out at the end, wherever it points.
+    cell_of = torch.searchsorted(cells, tree.target_index.flatten()).clamp(max=len(cells) - 1)
+    log_probs, _ = _of_cells(logits, cell_of, targets, temperature, entropy=False)
+    return _placed(log_probs, None, tree.has_target)[0]
 
 
 def _of_cells(
@@ -202,6 +183,27 @@ def prefix_backward(
 
 def _rows_of_groups(sizes: Tensor) -> Iterator[Tensor]:
     yield from torch.arange(int(sizes.sum()), device=sizes.device).split(sizes.tolist())
+
+
+def kept_bytes(model: nn.Module, groups: PromptGroups, *, share: bool) -> int:
+    """Bytes of the tensors that autograd keeps from forward to backward, each storage once, weights left out: measured.
+
+    >>> kept_bytes(model, groups, share=True) / kept_bytes(model, groups, share=False)
+    """
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no address is used twice
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        grouped_log_probs(model, groups, share=share)
+    return sum(kept.values())
 
 
 def assert_equivalent(

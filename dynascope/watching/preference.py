@@ -13,7 +13,37 @@ from dynascope.probes.entanglement import PreferenceBatch, entanglement, pair_pr
 from dynascope.watching.undisturbed import undisturbed
 
 
-class EntanglementDPOTrainer(DPOTrainer):
+class LooksAtPairs:
+    """In front of a trainer of pairs: every few steps a look at the first pairs of the batch, before it trains on them."""
+
+    def __init__(self, *args: Any, entanglement_every: int = 20, entanglement_pairs: int = 2, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if min(entanglement_every, entanglement_pairs) < 1:
+            raise ValueError("entanglement_every and entanglement_pairs must be at least 1")
+        self.entanglement_every, self.entanglement_pairs = entanglement_every, entanglement_pairs
+        self._looked_at = -1
+
+    def compute_loss(self: Any, model: nn.Module, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
+        """The trainer's loss; on steps whose turn it is, after a look at the pairs."""
+        step = self.state.global_step
+        if self.model.training and step % self.entanglement_every == 0 and step != self._looked_at:
+            self._looked_at = step  # once a step, however many batches are accumulated
+            self._tell(self._look(self.accelerator.unwrap_model(model), inputs))
+        return super().compute_loss(model, inputs, *args, **settings)  # type: ignore[misc]
+
+    def _look(self: Any, model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
+        few, batch = self._pairs(inputs)
+        with undisturbed(model):
+            products = pair_products(model, batch)
+            weights = self._coefficients(few, products.log_probs)
+        lr = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
+        measured = summarized(entanglement(products, weights, lr))
+        shares = dict(zip(("ideal", "both_fall", "both_rise"), measured.pop("entanglement/case_share"), strict=False))
+        measured |= {f"entanglement/{name}_share": share for name, share in shares.items()}
+        return {name: float(value) for name, value in measured.items()}
+
+
+class EntanglementDPOTrainer(LooksAtPairs, DPOTrainer):
     """A `DPOTrainer` that logs `entanglement/cosine`, `norm_ratio`, `score`, predicted changes and a share for each case.
 
     Every `entanglement_every` steps it looks at the first `entanglement_pairs` pairs of the batch, before it trains on them;
@@ -26,25 +56,16 @@ class EntanglementDPOTrainer(DPOTrainer):
     >>> trainer = EntanglementDPOTrainer(model, args=args, train_dataset=data, entanglement_every=20)
     """
 
-    def __init__(self, *args: Any, entanglement_every: int = 20, entanglement_pairs: int = 2, **settings: Any) -> None:
+    def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        if min(entanglement_every, entanglement_pairs) < 1:
-            raise ValueError("entanglement_every and entanglement_pairs must be at least 1")
         if self.use_weighting:
             raise ValueError("use_weighting=True has no coefficients of pairs alone; use DPOTrainer with it")
-        self.entanglement_every, self.entanglement_pairs = entanglement_every, entanglement_pairs
-        self._looked_at = -1
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
-        """The trainer's loss; on steps whose turn it is, after a look at the pairs."""
-        step = self.state.global_step
-        if self.model.training and step % self.entanglement_every == 0 and step != self._looked_at:
-            self._looked_at = step  # once a step, however many batches are accumulated
-            for name, value in self._look(self.accelerator.unwrap_model(model), inputs).items():
-                self._metrics["train"][name].append(value)
-        return super().compute_loss(model, inputs, *args, **settings)
+    def _tell(self, measured: dict[str, float]) -> None:
+        for name, value in measured.items():
+            self._metrics["train"][name].append(value)
 
-    def _look(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
+    def _pairs(self, inputs: dict[str, Any]) -> tuple[dict[str, Tensor], PreferenceBatch]:
         num_pairs = len(inputs["input_ids"]) // 2
         kept = min(num_pairs, self.entanglement_pairs)
         rows = [*range(kept), *range(num_pairs, num_pairs + kept)]
@@ -53,16 +74,7 @@ class EntanglementDPOTrainer(DPOTrainer):
             for name, one in inputs.items()
             if isinstance(one, Tensor) and one.ndim
         }
-        batch = PreferenceBatch(few["input_ids"], few["completion_mask"], few["attention_mask"])
-        with undisturbed(model):
-            products = pair_products(model, batch)
-            assert products.log_probs is not None
-            weights = self._coefficients(few, products.log_probs)
-        lr = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
-        measured = summarized(entanglement(products, weights, lr))
-        shares = dict(zip(("ideal", "both_fall", "both_rise"), measured.pop("entanglement/case_share"), strict=False))
-        measured |= {f"entanglement/{name}_share": share for name, share in shares.items()}
-        return {name: float(value) for name, value in measured.items()}
+        return few, PreferenceBatch(few["input_ids"], few["completion_mask"], few["attention_mask"])
 
     def _coefficients(self, inputs: dict[str, Tensor], log_probs: Tensor) -> Coefficients:
         """(d_w, d_l) of the trainer's own loss, which sees log-probabilities in place of the model."""

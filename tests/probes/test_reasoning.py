@@ -1,14 +1,17 @@
 """Reasoning dynamics: hand-counted rollouts, the cohort, and one record."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import dynascope
-from dynascope.probes.reasoning import ReasoningDynamics
+from dynascope.probes.reasoning import ReasoningDynamics, reasoning_monitored
+from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
 
 
 def test_hand_counted() -> None:
@@ -62,3 +65,37 @@ def test_logged_beside_a_watched_run(tmp_path: Path) -> None:
     assert {one.name for one in dynamics.series} <= set(record.names())
     assert record["reasoning/pass_at_k"].shape == (3, 2)
     assert record["reasoning/chain_correct"].values.tolist() == [1.0] * 3
+
+
+def test_trls_rewards_tell_it_by_the_way() -> None:
+    """Two prompts of three and two answers; right are 2 of 3 and 0 of 2, and of the right ones one is reasoned rightly."""
+    told: dict[str, float] = {}
+    judged: list[Solution] = []
+
+    def judge(solutions: Sequence[Solution]) -> list[bool]:
+        judged.extend(solutions)
+        return ["so" in one.reasoning for one in solutions]
+
+    def reward(completions: Sequence[str], **columns: Any) -> list[float | None]:
+        return [1.0 if text.endswith("3") else None if text == "?" else 0.0 for text in completions]
+
+    watched = reasoning_monitored(reward, ReasoningDynamics([1, 2]), JudgeEnsemble(judge, n=1), reference="answer")
+    completions = ["so 3", "3", "so 4", "?", "5"]
+    asked = {"prompts": ["1+2"] * 3 + ["2+2"] * 2, "completions": completions, "answer": ["3"] * 3 + ["4"] * 2}
+    assert watched(**asked, log_metric=told.__setitem__) == [1.0, 1.0, 0.0, None, 0.0]
+    assert [(one.question, one.reasoning, one.reference) for one in judged] == [("1+2", "so 3", "3"), ("1+2", "3", "3")]
+    assert told["reasoning/answer_correct"] == pytest.approx((2 / 3 + 0) / 2)
+    assert told["reasoning/chain_correct"] == pytest.approx(1 / 2)  # of the one prompt that has right answers
+    assert told["reasoning/pass_at_k/2"] == pytest.approx((1 + 0) / 2)
+    assert told["reasoning/cot_pass_at_k/2"] == pytest.approx((2 / 3 + 0) / 2)
+    assert (told["reasoning/learnable"], told["reasoning/unsolved"]) == (0.5, 0.5)
+
+    silent: dict[str, float] = {}
+    chat = {
+        "prompts": [[{"role": "user", "content": "1+2"}]] * 2,
+        "completions": [[{"content": "5"}], [{"content": "6"}]],
+    }
+    judgeless = reasoning_monitored(lambda completions, **_: [0.0, 0.0], ReasoningDynamics([1]))
+    judgeless(**chat, log_metric=silent.__setitem__)
+    assert silent["reasoning/unsolved"] == 1
+    assert not [name for name in silent if "chain" in name]

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from dynascope.rl.advantage_filter import across_processes, normalize_advantages, token_moments
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.entropy.signal import EntropySignal
 from dynascope.rl.objective import LossView
@@ -23,7 +24,9 @@ def main(folder: Path) -> None:
     mask, one = torch.ones_like(entropy).bool(), torch.zeros(1)
     batch = PolicyBatch(mask=mask, rewards=one, group_ids=one.long(), entropy=entropy)
     signal = EntropySignal(scope="all ranks")(LossView(batch, torch.ones_like(entropy), torch.zeros_like(entropy)))
-    torch.save({"quantiles": tracker.values, "signal": signal}, folder / f"rank-{rank}.pt")
+    values, one_row = torch.arange(10.0)[None, own], torch.ones(1, own.stop - own.start).bool()
+    normal = normalize_advantages(values, one_row, across_processes(token_moments(values, one_row)))
+    torch.save({"quantiles": tracker.values, "signal": signal, "normal": normal}, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -16,6 +16,7 @@ from dynascope.rl import (
     stable_reinforce,
 )
 from dynascope.rl.advantage_filter import (
+    across_processes,
     advantage_health,
     combined,
     failure_advantage,
@@ -153,3 +154,11 @@ def test_health_counts_completions_by_their_tokens() -> None:
     told = advantage_health(torch.tensor([1.0, -4.0]), batch_of(mask))
     assert float(told["advantage/filtered"]) == pytest.approx(1 / 3)
     assert float(told["advantage/max_abs"]) == 4
+
+
+def test_two_processes_normalize_as_one(of_two_processes: list[dict[str, torch.Tensor]]) -> None:
+    values = torch.arange(10.0)[None]
+    alone = normalize_advantages(values, torch.ones(1, 10).bool())
+    torch.testing.assert_close(torch.cat([one["normal"] for one in of_two_processes], 1), alone)
+    own = token_moments(values, torch.ones(1, 10).bool())
+    assert across_processes(own) is own

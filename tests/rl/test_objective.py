@@ -38,6 +38,7 @@ def batch(num: int = 8, width: int = 5, **changes: Any) -> PolicyBatch:
             "unembedding": normal(7, 4),
             "tokens": torch.randint(7, (num, width), generator=generator),
             "is_solved": torch.arange(num) < 4,
+            "is_demonstration": torch.arange(num) % 4 == 3,
             "max_length": width,
             **changes,
         }

@@ -1,6 +1,7 @@
 """Log-probabilities and training with shared prompts: the same numbers as with repeated ones."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynascope.rl.shared_prefix import PromptGroups, assert_equivalent, grouped_log_probs, pays, prefix_backward
+from dynascope.nn.shared_prefix import PrefixTree
+from dynascope.rl.prompt_groups import PromptGroups
+from dynascope.rl.shared_prefix import (
+    assert_equivalent,
+    grouped_log_probs,
+    kept_bytes,
+    pays,
+    prefix_backward,
+    tree_log_probs,
+)
 
 pytest.importorskip("transformers")
 
@@ -41,6 +51,39 @@ def test_shared_and_repeated_are_the_same(tiny_llama: Any, groups: PromptGroups,
     assert torch.allclose(spread, others_spread.to(spread), atol=1e-6)
     for one, two in zip(gradients(model, mine), gradients(model, other), strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_groups_that_share_rows_are_the_same_again(tiny_llama: Any, groups: PromptGroups) -> None:
+    model, packed = tiny_llama.double(), replace(groups, row_length=34)
+    assert groups.layout.shape == (2, 17)
+    assert packed.layout.shape == (1, 34)
+    mine, other = (grouped_log_probs(model, one, share=True)[0] for one in (packed, groups))
+    assert torch.allclose(mine, other, atol=1e-6)
+    for one, two in zip(gradients(model, mine), gradients(model, other), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+    assert max(assert_equivalent(model, packed).values()) < 1e-5
+
+
+def test_sequences_that_branch_have_the_log_probabilities_of_each_alone(tiny_llama: Any) -> None:
+    model = tiny_llama.double()
+    ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 9], [3, 4, 0, 0], [7, 8, 6, 0]])
+    tree = PrefixTree.of(ids, ids > 0)
+    told = tree_log_probs(model, tree, temperature=0.7)
+    assert not told[~tree.has_target].any()
+    expected = torch.zeros_like(told)
+    for row, tokens in enumerate(ids):
+        own = tokens[tokens > 0]
+        logits = model(input_ids=own[None]).logits[0, :-1] / 0.7
+        expected[row, : len(own) - 1] = logits.log_softmax(-1).gather(1, own[1:, None])[:, 0]
+    assert torch.allclose(told, expected, atol=1e-6)
+    for one, two in zip(gradients(model, told), gradients(model, expected), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_what_is_kept_for_the_backward_pass_shrinks_with_the_tokens(tiny_llama: Any) -> None:
+    groups = PromptGroups.of([[*range(1, 14)] * 3], [[3, 4]] * 6, 6)
+    ratio = kept_bytes(tiny_llama, groups, share=True) / kept_bytes(tiny_llama, groups, share=False)
+    assert ratio < 1.3 * (39 + 12) / (6 * 41)
 
 
 def test_users_can_check_their_own_model(tiny_llama: Any, groups: PromptGroups) -> None:

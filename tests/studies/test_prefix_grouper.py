@@ -7,7 +7,7 @@ import pytest
 import torch
 from fabricated import assert_tells_apart, fabricate, worlds_of
 
-from dynascope.rl.shared_prefix import PromptGroups
+from dynascope.rl.prompt_groups import PromptGroups
 from dynascope.studies import Runs, load_study, run_study
 from dynascope.studies.harness.report import report_study
 from dynascope.studies.prefix_grouper.method import Config, kept_bytes, make_model

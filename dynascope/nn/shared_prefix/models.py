@@ -62,16 +62,18 @@ def shared_prefix_forward(
     *,
     backend: Backend = "auto",
     cells: Int[Tensor, " cells"] | None = None,
+    position_ids: Int[Tensor, "*axes B T"] | None = None,
     **more: Any,
 ) -> Any:
     """A causal language model of Hugging Face's on packed rows: its own output, as if every completion stood behind a prompt
     of its own.
 
     With `cells` (flat numbers of B · T, such as `layout.logit_positions`) the output head sees these alone, and logits are
-    (1, cells, vocabulary). With gradient checkpointing, wrap forward and backward in `prefix_sharing`.
+    (1, cells, vocabulary). `position_ids` are for models whose positions have several axes (`layout.positions_behind`). With
+    gradient checkpointing, wrap forward and backward in `prefix_sharing`.
 
     Raises ValueError for a model whose attention cannot be reached: other kinds of layers (linear attention, state spaces), a
-    model that does not pass keyword arguments on, attention dropout, a soft cap, or a cache.
+    model that does not pass keyword arguments on, attention dropout, or a cache.
 
     >>> logits = shared_prefix_forward(model, layout.pack(prompt_ids, completion_ids), layout).logits
     """
@@ -97,7 +99,7 @@ def shared_prefix_forward(
     with _selected(inner, cells), prefix_sharing(inner):
         output = model(
             input_ids=rows,
-            position_ids=layout.position_ids,
+            position_ids=layout.position_ids if position_ids is None else position_ids,
             attention_mask=poison,
             use_cache=False,
             shared_prefix=sharing,
@@ -162,8 +164,6 @@ def _attention(
         output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output
     _refuse_dropout(settings.get("dropout", 0.0))
-    if settings.get("softcap") is not None:
-        raise ValueError("this model caps its attention scores, which sharing prompts does not know")
     shared_prefix.has_arrived[:] = [True]
     mixed = grouped_attention(
         query,
@@ -173,6 +173,7 @@ def _attention(
         backend=shared_prefix.backend,
         scale=settings.get("scaling"),
         window=settings.get("sliding_window"),
+        soft_cap=settings.get("softcap"),
     )
     return mixed.transpose(1, 2).contiguous(), None
 

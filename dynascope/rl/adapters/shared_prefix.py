@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dynascope.nn.shared_prefix.models import prefix_sharing
-from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs
+from dynascope.rl.prompt_groups import PromptGroups
+from dynascope.rl.shared_prefix import grouped_log_probs
 
 
 class SharedPromptsMixin:

@@ -1,5 +1,6 @@
 """Any policy objective inside verl: its advantage and its loss in verl's two registries, on a cluster of verl's."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
+from dynascope.rl.tasks.rewards import Reward
 
 
 def register(objective: PolicyObjective | str, name: str | None = None) -> None:
@@ -41,6 +43,29 @@ def register(objective: PolicyObjective | str, name: str | None = None) -> None:
     terms = _Terms(chosen)
     register_adv_est(name)(terms.advantages)
     register_policy_loss(name)(terms.loss)
+
+
+def verl_score(reward: Reward, column: str = "answer") -> Callable[..., list[float]]:
+    """A reward of the loop and of TRL as the function that verl's reward manager `batch` calls with a whole batch.
+
+    The reward gets `completions`, the ground truths as `column`, and verl's `data_source` and `extra_info`; whoever says nothing
+    of a completion (None) gives it 0. In a module of yours, which verl's `custom_reward_function.path` and `.name` name:
+
+    >>> compute_score = verl_score(JudgeReward(ConsistencyReward(referee)), column="label")
+    """
+
+    def compute_score(
+        data_sources: Iterable[Any],
+        solution_strs: Iterable[str],
+        ground_truths: Iterable[Any],
+        extra_infos: Iterable[Any],
+        **more: Any,
+    ) -> list[float]:
+        columns = {column: list(ground_truths), "data_source": list(data_sources), "extra_info": list(extra_infos)}
+        values = reward(completions=list(solution_strs), **columns, **more)
+        return [0.0 if value is None else float(value) for value in values]
+
+    return compute_score
 
 
 class _Terms:

@@ -160,7 +160,7 @@ class DemoBudget:
     available: int | None = None
     used: int = 0
     steps: int = 0
-    """Steps of fine-tuning."""
+    """Steps that used some."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase, "fine-tuning" and "rl" (what passes from one look to the next); with the work of an accelerator."""
     questions: set[Hashable] = field(default_factory=set)

@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from dynascope.losses.demonstrations import DemonstrationLoss, interleaved_sft_loss
@@ -61,8 +63,8 @@ def fine_tune(
 ) -> dict[str, Tensor]:
     """One optimizer step on demonstrations; returns `loss`, `nll`, `entropy` and `gradient_norm`.
 
-    Under torch.distributed every process is given the whole batch, works out its share, and gradients are summed: so for
-    models that are replicated (hand over what DDP wraps), not for sharded ones.
+    Under torch.distributed every process is given the whole batch, works out its share, and gradients are summed: for models
+    that are replicated (hand over what DDP wraps), and for those that FSDP2's `fully_shard` spread over all processes.
 
     >>> fine_tune(model, Arithmetic(), [Sum(1, 2)], ["1+2=3>3$"], optimizer)
     """
@@ -71,29 +73,48 @@ def fine_tune(
     prompts, prompt_mask = (one.to(device) for one in task.prompts(problems))
     optimizer.zero_grad()
     told = torch.zeros(3, device=device)
-    own = torch.arange(len(problems), device=device)[_rank() :: _num_processes()]
-    for rows in own.split(how.micro_batch or len(problems)) if len(own) else ():
+    count, sharded = _num_processes(), is_sharded(model)
+    for rows in _shares(len(problems), how.micro_batch or len(problems), keeps_step=sharded):
+        # A share that has run out goes through the model all the same, and counts for nothing.
+        counted = mask[rows] if len(rows) else torch.zeros_like(mask[:1])
+        rows = rows if len(rows) else torch.tensor([0])
         part = interleaved_sft_loss(
             completion_logits(model, prompts[rows], prompt_mask[rows], tokens[rows]),
             tokens[rows],
-            mask[rows],
+            counted,
             entropy_coef=how.entropy_coef,
             reduction=how.reduction,
             num_tokens=mask.sum(),
             num_sequences=len(problems),
         )
-        part.loss.backward()
+        # What is sharded comes back as a mean over processes.
+        (part.loss * count if sharded else part.loss).backward()
         told += torch.stack([part.loss.detach(), part.nll, part.entropy])
-    if _num_processes() > 1:
+    if count > 1:
         torch.distributed.all_reduce(told)
+    if count > 1 and not sharded:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.distributed.all_reduce(parameter.grad)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), how.max_grad_norm)
+    norm: Tensor = nn.utils.clip_grad_norm_(model.parameters(), how.max_grad_norm)
     optimizer.step()
     loss, nll, entropy = told
-    return {"loss": loss, "nll": nll, "entropy": entropy, "gradient_norm": norm}
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return {"loss": loss, "nll": nll, "entropy": entropy, "gradient_norm": whole}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 keeps a part of the model's weights in each process."""
+    return any(isinstance(one, FSDPModule) for one in model.modules())
+
+
+def _shares(num: int, size: int, *, keeps_step: bool) -> list[Tensor]:
+    """Row numbers of this process's micro-batches; with `keeps_step` as many as of any other, empty ones at the end."""
+    own = torch.arange(num)[_rank() :: _num_processes()]
+    shares = list(own.split(size)) if len(own) else []
+    most = -(-num // _num_processes())
+    return shares + [own[:0]] * (-(-most // size) - len(shares)) if keeps_step else shares
 
 
 def _rank() -> int:
@@ -117,9 +138,14 @@ class Interleaver:
         batch_size: Demonstrations a step (the paper's 128).
         schedule: A row of `rl/interleaving/schedules.py`, by name or made by hand.
         lr: Of the own optimizer, AdamW (the paper's 1e-6).
+        optimizer: The policy's, whose state then serves both losses, or one of yours: with `AdamW8bit` of torchao or bitsandbytes
+            the second state takes 2 bytes a weight instead of 8.
         buffer: One of your own; the default holds up to 64 batches and gives the newest first.
         recheck: Before a batch is used, so many answers to each of its questions; those solved by now are discarded. 0: none.
+            Not for sharded models, whose processes would have to draw answers of one length.
         name: What a problem is called in the buffer and by the source; its prompt by default.
+
+    Raises ValueError for a recheck with a sharded model.
 
     >>> relift = Interleaver(model, Arithmetic(), Demonstrations(lambda problem: problem.completion), batch_size=16, lr=1e-3)
     >>> train(model, preset("grpo"), Arithmetic(), optimizer, generator=generator, look=relift)
@@ -142,6 +168,8 @@ class Interleaver:
         name: Callable[[Any], Hashable] = prompt_of,
         seed: int = 0,
     ) -> None:
+        if recheck and is_sharded(model):
+            raise ValueError("recheck samples answers, which a sharded model cannot do alone: set recheck=0")
         self.model, self.task, self.source, self.how, self.recheck = model, task, source, how, recheck
         self.schedule = Schedule.named(schedule) if isinstance(schedule, str) else schedule
         self.optimizer = AdamW(model.parameters(), lr=lr) if optimizer is None else optimizer

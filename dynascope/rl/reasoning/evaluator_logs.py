@@ -6,7 +6,7 @@ rows, exported from Parquet by `to_json(orient="records", lines=True)`).
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,17 @@ class Answers:
     correct: Bool[Tensor, "prompts answers"]
     mask: Bool[Tensor, "prompts answers"]
     """True where a prompt has an answer."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """How they were drawn: `temperature`, `top_p`, `max_tokens`, as far as the log or its reader says."""
 
     def curve(
         self, ks: Sequence[int], chain_correct: Bool[Tensor, "prompts answers"] | None = None, **settings: Any
     ) -> PassAtKCurve:
-        """Pass@K, or CoT-Pass@K where the chains are judged; `settings` as in `pass_at_k_curve`."""
+        """Pass@K, or CoT-Pass@K where the chains are judged; `settings` as in `pass_at_k_curve`. The curve keeps how the answers
+        were drawn, and how many a prompt has at least (`n`)."""
         right = self.correct if chain_correct is None else self.correct & chain_correct
-        return pass_at_k_curve(right, ks, mask=self.mask, **settings)
+        drawn = {**self.sampling, "n": int(self.mask.sum(1).min())}
+        return replace(pass_at_k_curve(right, ks, mask=self.mask, **settings), sampling=drawn)
 
     def solutions(self) -> list[Solution]:
         """All responses for a `JudgeEnsemble`, prompt by prompt; which are right says `correct[mask]`."""
@@ -65,17 +69,21 @@ def same_text(answer: str, reference: str) -> bool:
     return answer.strip() == reference.strip()
 
 
-def read_answers(path: str | Path, is_right: IsRight = same_text) -> Answers:
+def read_answers(
+    path: str | Path, is_right: IsRight = same_text, *, sampling: Mapping[str, Any] | None = None
+) -> Answers:
     """The answers in a JSONL log, whose format is told by its keys; lines of the same prompt are joined.
 
     EvalHub says itself which answers are right. lm-eval keeps one score a prompt, however many answers it has, and lighteval
-    one a metric: there `is_right` is called with each filtered answer (lighteval: each text) and the reference.
+    one a metric: there `is_right` is called with each filtered answer (lighteval: each text) and the reference. lm-eval's log
+    says how answers were drawn; `sampling` says it of the others, or better.
 
     Raises ValueError that names the line for what is no JSON or none of these formats, and for a log without a line.
 
     >>> read_answers("samples_gsm8k_2026.jsonl").curve([1, 4, 16]).mean
     """
     rows: dict[str, _Row] = {}
+    drawn: dict[str, Any] = {}
     for number, entry in _entries(Path(path)):
         reader = next((one for key, one in _FORMATS.items() if key in entry), None)
         if reader is None:
@@ -89,6 +97,7 @@ def read_answers(path: str | Path, is_right: IsRight = same_text) -> Answers:
         known = rows.setdefault(row.prompt_id, _Row(row.prompt_id, row.question, row.reference, [], []))
         known.responses.extend(row.responses)
         known.correct.extend(row.correct)
+        drawn |= _drawn(entry.get("arguments"))
     if not rows:
         raise ValueError(f"{path} holds no line")
     every = list(rows.values())
@@ -104,7 +113,16 @@ def read_answers(path: str | Path, is_right: IsRight = same_text) -> Answers:
         tuple(tuple(one.responses) for one in every),
         correct,
         mask,
+        {**drawn, **(sampling or {})},
     )
+
+
+def _drawn(arguments: Any) -> dict[str, Any]:
+    """lm-eval's keyword arguments of a generation, those that decide what Pass@K means."""
+    calls = list(arguments.values()) if isinstance(arguments, dict) else []
+    given = next((call.get("arg_1") for call in calls if isinstance(call, dict)), None)
+    names = {"temperature": "temperature", "top_p": "top_p", "max_gen_toks": "max_tokens"}
+    return {names[name]: value for name, value in given.items() if name in names} if isinstance(given, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Pass@K and CoT-Pass@K without bias, their curves over K, and how sure they are (2107.03374; 2506.14245, section 3)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,6 +94,8 @@ class PassAtKCurve:
     low: Float[Tensor, " ks"]
     high: Float[Tensor, " ks"]
     per_prompt: Float[Tensor, "prompts ks"]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """How the answers were drawn, where that is known; curves of other temperatures or lengths are no rivals."""
 
 
 def pass_at_k_curve(

@@ -93,12 +93,26 @@ def _teach(model: nn.Module, spec: BaseModel, seed: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr)
     model.train()
     for _ in range(spec.num_steps):
-        problems = spec.task.draw(spec.batch_size, generator)
-        prompts, prompt_mask = encode([one.prompt for one in problems], side="left")
-        completions, mask = encode([one.completion for one in problems])
         optimizer.zero_grad()
-        supervised_loss(model, prompts, prompt_mask, completions, mask).backward()
+        supervise(model, spec.task.draw(spec.batch_size, generator))
         optimizer.step()
+
+
+def supervise(model: nn.Module, problems: Sequence[Any]) -> None:
+    """Accumulate the gradient of `supervised_loss` of all the completions, the shorter half and the longer one apart.
+
+    The halves are padded to their own longest, which saves most of what padding costs.
+
+    >>> supervise(model, Arithmetic((1, 2, 3)).draw(64, generator))
+    """
+    by_length = sorted(problems, key=lambda one: len(one.prompt) + len(one.completion))
+    num_tokens, middle = sum(len(one.completion) for one in problems), len(problems) // 2
+    for half in (by_length[:middle], by_length[middle:]):
+        if half:
+            prompts, prompt_mask = encode([one.prompt for one in half], side="left")
+            completions, mask = encode([one.completion for one in half])
+            share = mask.sum() / num_tokens
+            (share * supervised_loss(model, prompts, prompt_mask, completions, mask)).backward()
 
 
 def supervised_loss(

@@ -5,6 +5,7 @@ The judge writes `<think>…</think><answer>1</answer>` or 2. Format, result and
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,45 +141,52 @@ def compose_rewards(
 class ConsistencyReward:
     """Whether the end of the reasoning supports the answer, by a referee: 1, −1, or 0 where it cannot say.
 
-    The referee sees the last `tail_lines` lines of the reasoning and the answer. A referee that raises, or says None, is
-    asked up to `retries` times, then counts as 0; `num_failures` counts those. Same reasoning and answer are asked about once.
+    The referee sees the last `tail_lines` lines of the reasoning and the answer, `num_workers` of them in threads at a time. A
+    referee that raises, or says None, is asked up to `retries` times, then counts as 0; `num_failures` counts those. Same
+    reasoning and answer are asked about once.
 
     >>> ConsistencyReward(lambda reasoning, answer: int(answer in reasoning)).one("so answer 2", "2")
     1.0
     """
 
-    def __init__(self, referee: Referee, tail_lines: int = 3, retries: int = 3) -> None:
-        if min(tail_lines, retries) < 1:
-            raise ValueError("tail_lines and retries must be at least 1")
-        self.referee, self.tail_lines, self.retries = referee, tail_lines, retries
+    def __init__(self, referee: Referee, tail_lines: int = 3, retries: int = 3, num_workers: int = 8) -> None:
+        if min(tail_lines, retries, num_workers) < 1:
+            raise ValueError("tail_lines, retries and num_workers must be at least 1")
+        self.referee, self.tail_lines, self.retries, self.num_workers = referee, tail_lines, retries, num_workers
         self.num_calls = self.num_failures = 0
         self._known: dict[tuple[str, str], float] = {}
         self.__name__ = "consistency"
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        return [self.one(*parse_judgement(text)) for text in completions]
+        return self.many([parse_judgement(text) for text in completions])
 
     def one(self, reasoning: str, answer: str) -> float:
         """Of one piece of reasoning and its answer."""
-        key = "\n".join(reasoning.splitlines()[-self.tail_lines :]), answer
-        if key not in self._known:
-            verdict = self._asked(*key)
-            if verdict is None:
-                return 0.0
-            self._known[key] = verdict
-        return self._known[key]
+        return self.many([(reasoning, answer)])[0]
 
-    def _asked(self, tail: str, answer: str) -> float | None:
-        for _ in range(self.retries):
-            self.num_calls += 1
+    def many(self, judgements: Sequence[tuple[str, str]]) -> list[float]:
+        """Of pieces of reasoning, each with its answer."""
+        keys = [("\n".join(reasoning.splitlines()[-self.tail_lines :]), answer) for reasoning, answer in judgements]
+        unknown = list(dict.fromkeys(key for key in keys if key not in self._known))
+        if unknown:
+            with ThreadPoolExecutor(self.num_workers) as threads:
+                told = list(threads.map(self._asked, unknown))
+            self.num_calls += sum(calls for _, calls in told)
+            self.num_failures += sum(verdict is None for verdict, _ in told)
+            verdicts = zip(unknown, told, strict=True)
+            self._known |= {key: verdict for key, (verdict, _) in verdicts if verdict is not None}
+        return [self._known.get(key, 0.0) for key in keys]
+
+    def _asked(self, key: tuple[str, str]) -> tuple[float | None, int]:
+        """The verdict, and how many calls it took."""
+        for call in range(1, self.retries + 1):
             try:
-                said = self.referee(tail, answer)
+                said = self.referee(*key)
             except Exception:  # noqa: BLE001 a referee is somebody's server; what it raises counts as no verdict
                 continue
             if said in (0, 1):
-                return 1.0 if said else -1.0
-        self.num_failures += 1
-        return None
+                return 1.0 if said else -1.0, call
+        return None, self.retries
 
 
 class JudgeReward:
@@ -198,10 +206,12 @@ class JudgeReward:
     def __call__(self, completions: Sequence[str], label: Sequence[int | str], **columns: Any) -> list[float]:
         read = [parse_judgement(text) for text in completions]
         result = [float(answer == str(right)) for (_, answer), right in zip(read, label, strict=True)]
-        consistency = [
-            self.consistency.one(*one) if self.consistency is not None and right else 0.0
-            for one, right in zip(read, result, strict=True)
-        ]
+        consistency = [0.0] * len(read)
+        if self.consistency is not None:
+            right_ones = [place for place, right in enumerate(result) if right]
+            told = self.consistency.many([read[place] for place in right_ones])
+            for place, value in zip(right_ones, told, strict=True):
+                consistency[place] = value
         parts = (torch.tensor(one) for one in (self.form(completions), result, consistency))
         total: list[float] = compose_rewards(*parts).tolist()
         return total

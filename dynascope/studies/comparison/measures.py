@@ -34,6 +34,12 @@ def clipped(record: Record) -> float:
     return at_end(record, "policy/clip/low") + at_end(record, "policy/clip/high")
 
 
+def demonstrations(record: Record) -> float:
+    """How many were used; NaN for an objective that has none."""
+    used = "demonstrations/used"
+    return float(record[used].values[-1]) if used in record else float("nan")
+
+
 MEASURES = {
     "correct": lambda record: at_end(record, "test/correct"),
     "pass_at_most": most_tried,
@@ -42,6 +48,7 @@ MEASURES = {
     "kl_start": lambda record: at_end(record, "test/kl_start"),
     "entropy": lambda record: at_end(record, "policy/entropy"),
     "clipped": clipped,
+    "demonstrations": demonstrations,
     "tokens_per_second": lambda record: at_end(record, "rollout/tokens_per_second"),
 }
 """Each from the record of one seed, NaN where the task has no such thing."""

@@ -4,6 +4,9 @@ Tasks of sums with written steps: `arithmetic` is reinforcement learning: a poli
 `arithmetic-pairs` is preference learning: the start model draws once, a right answer and a wrong one of the same problem make a
 pair, and the policy never draws again while it trains. Both are tested alike. `gsm8k` is reinforcement learning on real word
 problems from a folder, with a model from a folder.
+
+`relift` is the preset `relift_rl` with fine-tuning on demonstrations of the hardest questions in between, steps that the others
+do not take; `luffy` has one in every group. How many they used is among the measures.
 """
 
 import dataclasses
@@ -17,7 +20,10 @@ from torch import Tensor, nn
 from dynascope.losses.preference import MARGIN_LOSSES, PreferencePairs, margin_loss
 from dynascope.record import Series
 from dynascope.rl.entropy.parts import AdaptiveTemperature
-from dynascope.rl.loop import LoopConfig, Task, draw_rollout
+from dynascope.rl.interleaving.demonstrations import Demonstrations
+from dynascope.rl.interleaving.interleave import Interleaver, TeachableTask
+from dynascope.rl.interleaving.mixed_policy import DemonstrationsInGroups
+from dynascope.rl.loop import LoopConfig, Step, Task, draw_rollout
 from dynascope.rl.presets import PRESETS, preset
 from dynascope.rl.rollout import Rollout, score
 from dynascope.rl.tasks.arithmetic import Arithmetic
@@ -41,7 +47,7 @@ class Config:
     num_steps: int = 60
     """Rollouts, or steps on pairs."""
     num_prompts: int = 32
-    """A rollout, or pairs a step."""
+    """A rollout, or pairs a step; demonstrations a step of relift's fine-tuning."""
     num_samples: int = 8
     """Completions a prompt."""
     num_minibatches: int = 2
@@ -85,7 +91,7 @@ def train_policy(config: Config, arm: str, seed: int, record: StudyRecord) -> No
     def teacher() -> nn.Module:
         return start_model(record, dataclasses.replace(config.start, num_steps=config.teacher_steps), seed)
 
-    train_on(config, arm, seed, record, config.task, start, teacher)
+    train_on(config, arm, seed, record, config.task, start, teacher, solve=lambda problem: problem.completion)
 
 
 def train_words(config: Config, arm: str, seed: int, record: StudyRecord) -> None:
@@ -103,7 +109,9 @@ def train_words(config: Config, arm: str, seed: int, record: StudyRecord) -> Non
         WordProblems(read_gsm8k(config.data, split), tokenizer, config.max_new_tokens) for split in ("train", "test")
     )
     teacher = (lambda: load(config.teacher)) if config.teacher else (lambda: None)
-    train_on(config, arm, seed, record, task, lambda: load(config.model), teacher, test)
+    train_on(
+        config, arm, seed, record, task, lambda: load(config.model), teacher, test, solve=lambda row: row["solution"]
+    )
 
 
 def train_on(
@@ -111,18 +119,29 @@ def train_on(
     arm: str,
     seed: int,
     record: StudyRecord,
-    task: Task,
+    task: TeachableTask,
     start: Callable[[], nn.Module],
     teacher: Callable[[], nn.Module | None],
     test_task: Task | None = None,
+    *,
+    solve: Callable[[Any], str],
 ) -> None:
-    """Reinforcement learning on any task, from any start."""
-    objective = preset(arm)
+    """Reinforcement learning on any task, from any start; `solve` gives a problem's demonstration."""
+    objective = preset("relift_rl" if arm == "relift" else arm)
     needs = objective.rollout_needs | objective.loss_needs
-    before = start()
+    before, model, source = start(), start(), Demonstrations(solve)
+    mix = DemonstrationsInGroups(model, task, source) if "is_demonstration" in needs else None
+    relift = Interleaver(model, task, source, batch_size=config.num_prompts, lr=config.lr, seed=seed)
+
+    def look(step: Step) -> None:
+        if arm == "relift":
+            record.add(step.number, relift(step))
+        elif mix is not None:
+            record.add(step.number, {"demonstrations/used": mix.budget.used})
+
     reinforce(
         record,
-        start(),
+        model,
         objective,
         task,
         LoopConfig(config.num_steps, config.num_prompts, config.num_samples, config.num_minibatches),
@@ -133,6 +152,8 @@ def train_on(
         test_task=test_task,
         ref_model=before,
         process=AdaptiveTemperature({task.stop_token, task.pad_token}) if arm == "hapo" else None,
+        mix=mix,
+        look=look,
         teacher=None if needs.isdisjoint({"teacher_log_probs", "teacher_logits"}) else teacher(),
     )
 
@@ -183,10 +204,11 @@ def log_probs(model: nn.Module, rollout: Rollout) -> Tensor:
     return (score(model, rollout)["log_probs"] * rollout.mask).sum(1)
 
 
+POLICIES = (*PRESETS, "relift")
 TASKS: Mapping[str, tuple[Callable[[Config, str, int, StudyRecord], None], tuple[str, ...]]] = {
-    "arithmetic": (train_policy, tuple(PRESETS)),
+    "arithmetic": (train_policy, POLICIES),
     "arithmetic-pairs": (train_pairs, tuple(MARGIN_LOSSES)),
-    "gsm8k": (train_words, tuple(PRESETS)),
+    "gsm8k": (train_words, POLICIES),
 }
 """What trains on a task, and the objectives that it takes."""
 

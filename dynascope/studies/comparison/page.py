@@ -24,12 +24,13 @@ COLUMNS = {
     "kl_start": "KL",
     "entropy": "entropy",
     "clipped": "clipped",
+    "demonstrations": "shown",
     "tokens_per_second": "tokens/s",
 }
 EXPLAINED = (
     "right: share of right answers at the end; pass@most: chance that one of the most tries is right; chains: share whose "
-    "every step is right; KL to the start model and entropy in nats a token; ±: half the 95 % interval over seeds "
-    "(Student's t); leads are of right answers over the first objective, paired by seeds"
+    "every step is right; KL to the start model and entropy in nats a token; shown: demonstrations used; ±: half the 95 % "
+    "interval over seeds (Student's t); leads are of right answers over the first objective, paired by seeds"
 )
 
 CURVES = {
@@ -43,6 +44,7 @@ CURVES = {
     "KL to the start model": ("Health", "test/kl_start", "A token, in nats."),
     "Clipped from above": ("Health", "policy/clip/high", "Share of tokens whose gradient the clip took."),
     "Clipped from below": ("Health", "policy/clip/low", "Share of tokens whose gradient the clip took."),
+    "Demonstrations": ("Learning", "demonstrations/used", "Used so far; the others learn from rewards alone."),
     "Gradient norm": ("Health", "gradient_norm", "Before it is clipped."),
     "Chosen answers": ("Pairs", "logps/chosen", "Log-probability, in nats; a loss of pairs may lower both sides."),
     "Rejected answers": ("Pairs", "logps/rejected", "Log-probability, in nats."),

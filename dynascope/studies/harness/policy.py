@@ -47,7 +47,7 @@ def reinforce(
     *,
     lr: float,
     seed: int,
-    evaluation: Evaluation = Evaluation(),
+    evaluation: Evaluation | None = Evaluation(),
     start: nn.Module | None = None,
     test_task: Task | None = None,
     look: Callable[[Step], object] = lambda step: None,
@@ -58,7 +58,7 @@ def reinforce(
     Recorded at each step: what `watch_rollout` and the objective tell, `gradient_norm` and `rollout/tokens_per_second` (of
     the whole step, tests not counted). Tests see the same problems whenever they are asked, and draw from a generator of
     their own, so that they change nothing in training; their step is the number of steps taken before. Their problems come
-    from `test_task`, or from the task itself, whose problems are drawn at random.
+    from `test_task`, or from the task itself, whose problems are drawn at random. `evaluation=None` leaves tests to the caller.
 
     - `test/correct`: share of right answers at the training temperature.
     - `test/pass_at_k` (k): unbiased, over powers of two.
@@ -68,12 +68,14 @@ def reinforce(
 
     >>> reinforce(record, model, preset("dapo"), Arithmetic(), LoopConfig(num_steps=20), lr=3e-4, seed=0)
     """
-    declare(record, evaluation)
+    if evaluation is not None:
+        declare(record, evaluation)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
 
     def test(taken: int) -> None:
-        record.add(taken, measure_policy(model, test_task or task, evaluation, loop.temperature, start))
+        if evaluation is not None and (taken % evaluation.every == 0 or taken == loop.num_steps):
+            record.add(taken, measure_policy(model, test_task or task, evaluation, loop.temperature, start))
 
     test(0)
     started = time.perf_counter()
@@ -84,9 +86,7 @@ def reinforce(
         speed = {"rollout/tokens_per_second": float(step.rollout.mask.sum()) / seconds}
         record.add(step.number, {**step.metrics, **speed})
         look(step)
-        taken = step.number + 1
-        if taken % evaluation.every == 0 or taken == loop.num_steps:
-            test(taken)
+        test(step.number + 1)
         started = time.perf_counter()
 
     train(model, objective, task, optimizer, loop, generator=generator, look=see, **more)

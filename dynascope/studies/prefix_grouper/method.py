@@ -18,7 +18,8 @@ from dynascope.nn.shared_prefix import estimate_savings
 from dynascope.record import Series
 from dynascope.rl.loop import LoopConfig, draw_rollout
 from dynascope.rl.presets import grpo
-from dynascope.rl.shared_prefix import PromptGroups, grouped_log_probs
+from dynascope.rl.prompt_groups import PromptGroups
+from dynascope.rl.shared_prefix import grouped_log_probs, kept_bytes
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.studies.harness import StudyRecord
 
@@ -140,24 +141,6 @@ def measure(model: nn.Module, prompt: int, completion: int, group: int, num_repe
         "flops_ratio": saved.flops_ratio,
         "kept_ratio": kept_bytes(model, groups, share=True) / kept_bytes(model, groups, share=False),
     }
-
-
-def kept_bytes(model: nn.Module, groups: PromptGroups, *, share: bool) -> int:
-    """Bytes of the tensors that autograd keeps from forward to backward, each storage once, weights left out."""
-    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no address is used twice
-
-    def see(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        grouped_log_probs(model, groups, share=share)
-    return sum(kept.values())
 
 
 def make_model(config: Config, vocabulary: int) -> Any:

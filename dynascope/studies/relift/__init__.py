@@ -13,14 +13,15 @@ study = Study(
     ),
     arms={
         "rl": Arm("never"),
-        "sft": Arm("always"),
         "relift": Arm("relift"),
         "random": Arm("random"),
         "all": Arm("all"),
         "uniform": Arm("uniform(8)"),
         "rl-and-sft-loss": Arm("never", "one loss"),
-        "sft-then-rl": Arm("always", "one after the other"),
+        "luffy": Arm("never", "one group"),
         "relift-lacking": Arm("relift", lacks_hardest=True),
+        "sft-then-rl": Arm("always", "one after the other"),
+        "sft": Arm("always"),
     },
     presets={
         "smoke": Config(

@@ -128,6 +128,7 @@ CLAIMS = [
             ("uniform", "So is fine-tuning after every eighth.", "Ablation", "52.6 against 49.1"),
             ("rl-and-sft-loss", "So is one loss of both.", "Table 1", "52.6 against 48.6"),
             ("sft-then-rl", "So is one after the other.", "Table 1", "52.6 against 50.7"),
+            ("luffy", "So is a demonstration in every group of samples.", "Table 1", "52.6 against 50.9"),
         )
     ),
 ]

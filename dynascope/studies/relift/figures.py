@@ -18,6 +18,7 @@ BASELINES = {
     "uniform": "after every 8th",
     "rl-and-sft-loss": "one loss",
     "sft-then-rl": "then RL",
+    "luffy": "LUFFY",
     "relift-lacking": "ReLIFT, hardest lack",
 }
 
@@ -119,7 +120,7 @@ def fine_tuning(runs: Sequence[Runs]) -> Chart:
     """Demonstrations used over training: ReLIFT's schedule adapts by itself."""
     rows = [
         row
-        for arm in ("relift", "random", "all", "uniform", "sft")
+        for arm in ("relift", "random", "all", "uniform", "luffy", "sft")
         for row in curves(runs, arm, {"demonstrations/used": BASELINES[arm]})
     ]
     chart = (

@@ -17,14 +17,15 @@ from dynascope.losses.demonstrations import DemonstrationLoss, interleaved_sft_l
 from dynascope.record import Series
 from dynascope.rl.interleaving.demonstrations import Demonstrations
 from dynascope.rl.interleaving.interleave import FineTuning, Interleaver, WithDemonstrations
+from dynascope.rl.interleaving.mixed_policy import DemonstrationsInGroups
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
-from dynascope.rl.presets import relift_rl
+from dynascope.rl.presets import luffy, relift_rl
 from dynascope.rl.rollout import completion_logits
 from dynascope.rl.tasks.arithmetic import Arithmetic, Sum
 from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.rl.tasks.difficulty import STRATA, DifficultyProbe, DifficultyProfile
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.policy import Evaluation, reinforce, start_model
+from dynascope.studies.harness.policy import reinforce, start_model
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Arm:
-    """When is fine-tuned: a schedule of `rl/interleaving/schedules.py`, or one of the two other ways to join the losses."""
+    """When is fine-tuned: a schedule of `rl/interleaving/schedules.py`, or one of the other ways to join both."""
 
     schedule: str
-    joined: Literal["no", "one loss", "one after the other"] = "no"
+    joined: Literal["no", "one loss", "one after the other", "one group"] = "no"
     lacks_hardest: bool = False
     """The sums that the base model's data got wrong have no demonstration."""
 
@@ -158,6 +159,8 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
             record.add(step.number, interleaver(step))
         elif arm.joined == "one loss":
             record.add(step.number, {"demonstrations/used": float(taken * config.sft_batch)})
+        elif mix is not None:
+            record.add(step.number, {"demonstrations/used": mix.budget.used})
         if taken in config.looks:
             look(taken)
 
@@ -165,11 +168,15 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     if arm.joined == "one loss":
         drawn = draws(config, model, generator)
         objective = WithDemonstrations.of(relift_rl, drawn)
+    mix = None
+    if arm.joined == "one group":
+        objective, mix = luffy, DemonstrationsInGroups(model, config.task, source)
     loop = LoopConfig(
         config.num_steps - num_alone, config.num_prompts, config.num_samples, 1, max_grad_norm=config.max_grad_norm
     )
-    tests = Evaluation(num_problems=16, num_samples=VALIDATION, every=config.num_steps)
-    reinforce(record, model, objective, config.task, loop, lr=config.rl_lr, seed=seed, evaluation=tests, look=see)
+    reinforce(
+        record, model, objective, config.task, loop, lr=config.rl_lr, seed=seed, evaluation=None, look=see, mix=mix
+    )
 
 
 def accept(problem: Sum, solution: str) -> bool:

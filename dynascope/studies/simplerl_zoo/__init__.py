@@ -11,19 +11,19 @@ study = Study(
         "SimpleRL-Zoo: Investigating and Taming Zero Reinforcement Learning for Open Base Models in the Wild",
         2025,
     ),
-    arms={
-        "format-bandit": Arm(bandit="format"),
-        "format-bandit-strict": Arm(rule="strict_format", bandit="format"),
-        "difficulty-bandit-weak": Arm("weak", bandit="difficulty"),
-        "difficulty-bandit-strong": Arm("strong", bandit="difficulty"),
+    arms={  # those that take longest first, so that no process is left alone with one
+        "strong": Arm("strong"),
+        "middle": Arm("middle"),
         "weak": Arm("weak"),
         "weak-strict": Arm("weak", rule="strict_format"),
         "weak-hard": Arm("weak", level="hard"),
         "cold-long": Arm("weak", cold_start="long"),
         "weak-easy": Arm("weak", level="easy"),
         "cold-short": Arm("weak", cold_start="short"),
-        "middle": Arm("middle"),
-        "strong": Arm("strong"),
+        "format-bandit": Arm(bandit="format"),
+        "format-bandit-strict": Arm(rule="strict_format", bandit="format"),
+        "difficulty-bandit-weak": Arm("weak", bandit="difficulty"),
+        "difficulty-bandit-strong": Arm("strong", bandit="difficulty"),
     },
     presets={
         "smoke": Config(

@@ -100,10 +100,11 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
 
     def see(step: Step) -> None:
         texts = step.completions
+        assert step.batch.correct is not None
         told = watch_responses(
             step.rollout.lengths,
             step.rollout.is_truncated,
-            torch.tensor(config_task(arm).are_right(step.problems, texts)),
+            step.batch.correct,
             formatted=torch.tensor([is_boxed(text) for text in texts]),
             texts=texts,
             labeller=CheckLabeller(),
@@ -122,7 +123,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         LoopConfig(config.num_steps, config.num_prompts, config.num_samples, 1),
         lr=config.lr,
         seed=seed,
-        evaluation=Evaluation(8, 8, every=config.num_steps),
+        evaluation=None,
         look=see,
         rewards=rule.as_reward(lambda text, problem: problem.check(text).is_answer_right, is_boxed, column="problem"),
         ref_model=start,

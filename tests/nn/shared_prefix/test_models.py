@@ -178,8 +178,33 @@ def test_a_tree_of_sequences_is_each_sequence_alone(model: Any) -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_what_cannot_be_shared_is_told(llama: Any) -> None:
+def test_positions_of_several_axes_reach_a_model(layout: SharedPrefix) -> None:
+    """M-RoPE (2409.12191): three positions a token, as of images; completions go on behind the largest of their prompt."""
     transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    text = {"vocab_size": 50, "num_key_value_heads": 2, "rope_scaling": rope, **sizes}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
+    model = transformers.Qwen2VLForConditionalGeneration(
+        transformers.Qwen2VLConfig(text_config=text, vision_config=vision)
+    ).double()
+    prompts, completions = tokens(layout)
+    positions = torch.randint(0, 9, (3, *prompts.shape))
+    told = shared_prefix_forward(
+        model, layout.pack(prompts, completions), layout, position_ids=layout.positions_behind(positions)
+    ).logits.flatten(0, 1)
+    mine = told[layout.target_index[layout.completion_mask]]
+    expected = []
+    for number, group in enumerate(layout.group_of.tolist()):
+        known, own = layout.prompt_mask[group], completions[number][layout.completion_mask[number]]
+        behind = positions[:, group, known].max() + 1 + torch.arange(len(own))
+        places = torch.cat([positions[:, group, known], behind.expand(3, -1)], 1)[:, None]
+        logits = model(input_ids=torch.cat([prompts[group][known], own])[None], position_ids=places).logits[0]
+        expected.append(logits[int(known.sum()) - 1 : -1])
+    assert torch.allclose(mine, torch.cat(expected), atol=1e-6)
+
+
+def test_what_cannot_be_shared_is_told(llama: Any) -> None:
     layout = SharedPrefix.of(torch.ones(1, 5), torch.ones(2, 3), 2)
     rows = layout.pack(*tokens(layout))
     with pytest.raises(ValueError, match="no key-value cache"):
@@ -193,9 +218,3 @@ def test_what_cannot_be_shared_is_told(llama: Any) -> None:
     llama.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="linear_attention carry"):
         shared_prefix_forward(llama, rows, layout)
-    config = transformers.Gemma2Config(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=16, bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="caps its attention scores"):
-        shared_prefix_forward(transformers.Gemma2ForCausalLM(config), rows, layout)

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dynascope.rl.adapters.verl import register
+from dynascope.rl.adapters.verl import register, verl_score
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.exploration import PassAtKMixed
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.presets import grpo, preset
+from dynascope.rl.tasks.pairwise import JudgeReward
 
 REWARDS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]])
@@ -127,3 +128,25 @@ def test_verls_own_registries_and_its_own_grpo() -> None:
     mine, theirs = (core.get_adv_estimator_fn(name)(**given)[0] for name in ("dynascope-grpo", "grpo"))
     assert torch.allclose(mine, theirs, atol=1e-3)
     assert core.get_policy_loss_fn("dynascope-grpo") is not None
+
+
+def test_rewards_score_a_batch_of_verls() -> None:
+    """Called as verl's reward manager of whole batches does."""
+    seen: list[Any] = []
+
+    def reward(completions: Sequence[str], label: Sequence[int], **columns: Any) -> list[float | None]:
+        seen.append(columns)
+        return [
+            None if text == "" else float(text == str(right)) for text, right in zip(completions, label, strict=True)
+        ]
+
+    score = verl_score(reward, column="label")
+    sources, extras = np.array(["pairs"] * 3, dtype=object), [{"index": one} for one in range(3)]
+    told = score(
+        data_sources=sources, solution_strs=["1", "2", ""], ground_truths=[1, 1, 1], extra_infos=extras, bonus=2
+    )
+    assert told == [1.0, 0.0, 0.0]
+    assert seen == [{"data_source": ["pairs"] * 3, "extra_info": extras, "bonus": 2}]
+    judge = verl_score(JudgeReward(), column="label")
+    text = "<think>so</think><answer>2</answer>"
+    assert judge(data_sources=[""], solution_strs=[text], ground_truths=[2], extra_infos=[None]) == [1.5]

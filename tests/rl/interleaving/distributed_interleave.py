@@ -1,13 +1,18 @@
-"""Run once a rank (folder, rank): a buffer filled by two processes, a step of fine-tuning shared by them; saves both."""
+"""Run once a rank (folder, rank): a buffer filled by two processes, a step of fine-tuning shared by them, of a model that both
+hold and of one that is sharded; saves what came of it."""
 
 import copy
 import sys
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dynascope.rl.interleaving.demonstrations import Demonstrations
 from dynascope.rl.interleaving.hardest import HardestQuestionBuffer
-from dynascope.rl.interleaving.interleave import fine_tune
+from dynascope.rl.interleaving.interleave import FineTuning, Interleaver, fine_tune
 from dynascope.rl.tasks.arithmetic import CHARACTERS, Arithmetic, Sum
 
 task, problems = Arithmetic((2,)), [Sum(47, 85), Sum(10, 11), Sum(99, 1)]
@@ -17,13 +22,19 @@ config = LlamaConfig(
     num_key_value_heads=2,
 )  # fmt: skip
 model = LlamaForCausalLM(config)
-alone = copy.deepcopy(model)
+alone, parts = copy.deepcopy(model), copy.deepcopy(model)
 
 
-def step(one: LlamaForCausalLM) -> tuple[torch.Tensor, float]:
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def step(one: LlamaForCausalLM, micro_batch: int | None = None) -> tuple[torch.Tensor, list[float]]:
     optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
-    told = fine_tune(one, task, problems, [problem.completion for problem in problems], optimizer)
-    return torch.cat([parameter.detach().flatten() for parameter in one.parameters()]), float(told["loss"])
+    how = FineTuning(micro_batch=micro_batch)
+    told = fine_tune(one, task, problems, [problem.completion for problem in problems], optimizer, how)
+    after = torch.cat([whole(parameter.detach()).flatten() for parameter in one.parameters()])
+    return after, [float(told[name]) for name in ("loss", "gradient_norm")]
 
 
 by_itself, loss_alone = step(alone)
@@ -33,6 +44,19 @@ buffer = HardestQuestionBuffer(3)
 buffer.update([f"{rank}-a", f"{rank}-b", f"{rank}-c"], torch.tensor([[False], [False], [True]]))
 popped = [entry.question for entry in buffer.pop()]
 after, loss = step(model)
-found = {"popped": popped, "after": after, "alone": by_itself, "loss": loss, "loss_alone": loss_alone}
+mesh = init_device_mesh("cpu", (2,))
+for layer in parts.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(parts, mesh=mesh)
+sharded, loss_sharded = step(parts, micro_batch=1)  # three demonstrations: the second process has one pass less to do
+try:
+    Interleaver(parts, task, Demonstrations({}), recheck=1)
+    refused = ""
+except ValueError as error:
+    refused = str(error)
+found = {
+    "popped": popped, "after": after, "alone": by_itself, "loss": loss, "loss_alone": loss_alone,
+    "sharded": sharded, "loss_sharded": loss_sharded, "refused": refused,
+}  # fmt: skip
 torch.save(found, f"{folder}/rank-{rank}.pt")
 torch.distributed.destroy_process_group()

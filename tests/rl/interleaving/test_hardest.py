@@ -141,3 +141,8 @@ def test_all_processes_hold_the_same_buffer(tmp_path: Path) -> None:
     torch.testing.assert_close(first["after"], second["after"], rtol=0, atol=0)
     torch.testing.assert_close(first["after"], first["alone"], rtol=1e-5, atol=1e-7)
     assert first["loss"] == pytest.approx(first["loss_alone"], rel=1e-5)
+    # So they do where each holds a part of the weights, one of them with fewer passes.
+    for one in (first, second):
+        torch.testing.assert_close(one["sharded"], first["alone"], rtol=1e-5, atol=1e-7)
+        assert one["loss_sharded"] == pytest.approx(first["loss_alone"], rel=1e-5)
+        assert "set recheck=0" in one["refused"]

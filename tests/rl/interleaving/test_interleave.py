@@ -106,7 +106,12 @@ def test_a_question_drawn_twice_counts_its_answers_together(tiny_llama: Any) -> 
 
 def test_two_optimizers_or_one(tiny_llama: Any) -> None:
     shared = torch.optim.AdamW(tiny_llama.parameters(), lr=1e-3)
-    assert Interleaver(tiny_llama, TASK, SOLVED, optimizer=shared).optimizer is shared
+    both = Interleaver(tiny_llama, TASK, SOLVED, optimizer=shared, batch_size=1)
+    tiny_llama(input_ids=torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
+    shared.step()
+    both.see([Sum(1, 2)], [False])
+    assert both.step(0)["demonstrations/step"] == 1
+    assert {int(state["step"]) for state in shared.state.values()} == {2}  # one state saw both losses
     own = Interleaver(tiny_llama, TASK, SOLVED, lr=5e-6).optimizer
     assert own.param_groups[0]["lr"] == 5e-6
     assert not own.state
@@ -221,10 +226,11 @@ def test_trls_trainer_runs_it(tiny_llama: Any, character_tokenizer: Any, tmp_pat
 
     rows = [{"prompt": f"{first}+{second}="} for first in range(4) for second in range(4)]
     solutions = {f"{one}+{other}=": Sum(one, other).completion for one in range(4) for other in range(4)}
+    settings: dict[str, Any] = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6}
+    settings |= {"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "logging_steps": 1}
     args = trl.GRPOConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, max_completion_length=6, max_steps=4,
-        use_cpu=True, report_to=[], bf16=False, logging_steps=1, learning_rate=1e-3, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path), max_steps=4, learning_rate=1e-3, save_strategy="steps", save_steps=3, **settings
+    )
 
     def never_right(completions: list[str], **columns: Any) -> list[float]:
         return [0.0] * len(completions)
@@ -247,5 +253,12 @@ def test_trls_trainer_runs_it(tiny_llama: Any, character_tokenizer: Any, tmp_pat
     steps = [log["demonstrations/step"] for log in trainer.state.log_history if "demonstrations/step" in log]
     assert steps == [0, 1, 0, 1]
     assert trainer.interleaver.budget.used == 8
+
+    again = make("never_right")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    # What waited and was counted after three steps was put back: the fourth fine-tunes once more, and its own Adam goes on.
+    assert again.interleaver.budget.used == 8
+    assert again.interleaver.budget.questions == trainer.interleaver.budget.questions
+    assert {int(state["step"]) for state in again.interleaver.optimizer.state.values()} == {2}
     with pytest.raises(ValueError, match="no reward function 'right'"):
         make("right")

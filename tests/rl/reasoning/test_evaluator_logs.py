@@ -102,3 +102,14 @@ def test_what_cannot_be_read_is_told(text: str, told: str, tmp_path: Path) -> No
     path.write_text(text)
     with pytest.raises(ValueError, match=told):
         read_answers(path)
+
+
+def test_a_curve_carries_how_its_answers_were_drawn(tmp_path: Path) -> None:
+    path = lm_eval(tmp_path / "log.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    asked = {"until": ["Q:"], "temperature": 0.6, "top_p": 0.95, "max_gen_toks": 512}
+    written(path, [{**row, "arguments": {"gen_args_0": {"arg_0": "2 + 3?", "arg_1": asked}}} for row in rows])
+    told = read_answers(path, last_number).curve([1])
+    assert told.sampling == {"temperature": 0.6, "top_p": 0.95, "max_tokens": 512, "n": 2}
+    given = read_answers(evalhub(tmp_path / "other.jsonl"), sampling={"temperature": 1.0})
+    assert given.curve([1]).sampling == {"temperature": 1.0, "n": 2}

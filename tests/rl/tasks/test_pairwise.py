@@ -1,5 +1,7 @@
 """The pairwise judge: order, parsing, the table of rewards, the referee's failures, votes and difficulty."""
 
+import threading
+
 import pytest
 import torch
 
@@ -107,3 +109,17 @@ def test_a_referee_that_fails_pays_nothing_and_is_counted() -> None:
     assert ConsistencyReward(lambda tail, answer: next(answers)).one("so 1", "1") == 1.0
     with pytest.raises(ValueError, match="at least 1"):
         ConsistencyReward(raises, retries=0)
+
+
+def test_referees_are_asked_side_by_side() -> None:
+    """Neither of two calls returns before the other is made."""
+    both = threading.Barrier(2, timeout=10)
+
+    def referee(tail: str, answer: str) -> int:
+        both.wait()
+        return int(answer in tail)
+
+    consistency = ConsistencyReward(referee, num_workers=2, retries=1)
+    texts = [judged("so 1", "1"), judged("so 2", "1"), judged("so 1", "1")]
+    assert JudgeReward(consistency)(completions=texts, label=[1, 1, 1]) == [2.0, 1.0, 2.0]
+    assert (consistency.num_calls, consistency.num_failures) == (2, 0)

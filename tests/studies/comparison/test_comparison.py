@@ -14,7 +14,7 @@ from dynascope.record import RecordWriter, open_record
 from dynascope.rl.presets import PRESETS
 from dynascope.studies.comparison import Comparison, compare, experiment
 from dynascope.studies.comparison.measures import MEASURES, Estimate
-from dynascope.studies.comparison.method import pairs_of
+from dynascope.studies.comparison.method import POLICIES, pairs_of
 from dynascope.studies.comparison.page import figures, print_comparison, write_comparison
 
 pytest.importorskip("transformers")
@@ -72,7 +72,7 @@ def test_every_measure_has_a_number_or_none(policies: Comparison) -> None:
     assert [one["name"] for one in told["objectives"]] == ["grpo", "gspo"]
     for one in told["objectives"]:
         assert set(one["measures"]) == set(MEASURES)
-        assert all(value["mean"] is not None for value in one["measures"].values())
+        assert [name for name, value in one["measures"].items() if value is None] == ["demonstrations"]
     assert told["objectives"][0]["lead"] is None
     assert told["objectives"][1]["lead"] is not None
 
@@ -172,8 +172,26 @@ def test_what_is_not_there_is_told_in_one_line(objectives: list[str], task: str,
         experiment(objectives, task)
 
 
+def test_demonstrations_are_counted_where_an_objective_learns_from_them(tmp_path: Path) -> None:
+    done = compare(
+        ["grpo", "relift_rl", "relift", "luffy"], preset="smoke", seeds=1, jobs=1, root=tmp_path,
+        overrides={"base_steps": 5, "num_steps": 4, "test_problems": 2},
+    )  # fmt: skip
+    assert not done.failures
+    records = done.runs[0]
+    # A batch is eight; of eight questions that a start knows nothing of, all enter, those drawn twice once.
+    steps, used = (records["relift"][f"demonstrations/{name}"].values for name in ("step", "used"))
+    assert steps[0] == 1
+    assert used.tolist() == (8 * steps.cumsum()).tolist()
+    assert records["luffy"]["demonstrations/used"].values.tolist() == [8, 16, 24, 32]
+    assert records["luffy"]["rollout/demonstrations"].values.tolist() == [0.125] * 4
+    assert records["relift"]["rollout/reward"].values[0] == records["relift_rl"]["rollout/reward"].values[0]
+    told = [done.measure(name, "demonstrations") for name in done.objectives]
+    assert [one and one.mean for one in told] == [None, None, used[-1], 32]
+
+
 def test_every_objective_can_be_compared() -> None:
-    assert set(experiment(list(PRESETS), "arithmetic").arms) == set(PRESETS)
+    assert set(experiment(list(POLICIES), "arithmetic").arms) == {*PRESETS, "relift"}
     assert set(experiment(list(MARGIN_LOSSES), "arithmetic-pairs").arms) == set(MARGIN_LOSSES)
 
 
@@ -184,7 +202,13 @@ def test_word_problems_with_a_model_from_a_folder(tmp_path: Path, character_mode
     folders = {"data": str(tmp_path), "model": str(character_model)}
     few = {"num_steps": 1, "test_problems": 2, "max_new_tokens": 4}
     done = compare(
-        ["grpo"], "gsm8k", preset="smoke", seeds=1, jobs=1, overrides={**folders, **few}, root=tmp_path / "runs"
+        ["grpo", "relift", "luffy"],
+        "gsm8k",
+        preset="smoke",
+        seeds=1,
+        jobs=1,
+        overrides={**folders, **few},
+        root=tmp_path / "runs",
     )
     assert not done.failures
     assert done.measure("grpo", "correct") is not None
@@ -195,7 +219,7 @@ def test_word_problems_with_a_model_from_a_folder(tmp_path: Path, character_mode
 
 def test_every_preset_takes_real_steps(tmp_path: Path) -> None:
     overrides = {"num_steps": 2, "base_steps": 5, "teacher_steps": 6, "test_problems": 2}
-    done = compare(list(PRESETS), preset="smoke", seeds=1, jobs=1, overrides=overrides, root=tmp_path)
+    done = compare(list(POLICIES), preset="smoke", seeds=1, jobs=1, overrides=overrides, root=tmp_path)
     assert not done.failures
     losses = compare(
         list(MARGIN_LOSSES), "arithmetic-pairs", preset="smoke", seeds=1, jobs=1, overrides=overrides, root=tmp_path

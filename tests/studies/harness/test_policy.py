@@ -21,7 +21,7 @@ LOOP = LoopConfig(num_steps=5, num_prompts=4, num_samples=4)
 SELDOM, OFTEN = Evaluation(8, 4, every=100), Evaluation(8, 4, every=2)
 
 
-def trained(folder: Path, evaluation: Evaluation, **more: Any) -> tuple[Any, dynascope.Record]:
+def trained(folder: Path, evaluation: Evaluation | None, **more: Any) -> tuple[Any, dynascope.Record]:
     model = base_model(SPEC, 0, folder.parent / "models")
     with RecordWriter(folder) as record:
         reinforce(record, model, preset("grpo"), TASK, LOOP, lr=1e-3, seed=0, evaluation=evaluation, **more)
@@ -43,6 +43,14 @@ def test_testing_changes_nothing_in_training(tmp_path: Path) -> None:
     seldom, first = trained(tmp_path / "seldom", SELDOM)
     often, second = trained(tmp_path / "often", OFTEN)
     assert torch.equal(seldom.lm_head.weight, often.lm_head.weight)
+    assert first["rollout/reward"].values.tolist() == second["rollout/reward"].values.tolist()
+
+
+def test_a_study_that_tests_by_itself_takes_the_same_steps(tmp_path: Path) -> None:
+    plain, first = trained(tmp_path / "plain", None)
+    tested, second = trained(tmp_path / "tested", SELDOM)
+    assert torch.equal(plain.lm_head.weight, tested.lm_head.weight)
+    assert not [name for name in first.names() if name.startswith("test/")]
     assert first["rollout/reward"].values.tolist() == second["rollout/reward"].values.tolist()
 
 
