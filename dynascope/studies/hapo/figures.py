@@ -54,7 +54,7 @@ def rivals(runs: Sequence[Runs]) -> Chart:
         {"entropy": entropy(records[arm]), "right": right(records[arm]), "what": shown}
         for records in runs
         for arm, shown in RIVALS.items()
-        if arm in records
+        if arm in records and "policy/entropy" in records[arm]  # a short run may have nothing to learn from
     ]
     chart = (
         alt.Chart(width=430, height=260)
