@@ -317,7 +317,8 @@ class _Kernel:
         ]
         block: Tensor | None = None
         if formed:
-            left, right = (torch.cat([pair[at] for pair in formed], dim=2).to(self.dtype) for at in (0, 1))
+            left = torch.cat([one for one, _ in formed], dim=2).to(self.dtype)
+            right = left if side is other else torch.cat([two for _, two in formed], dim=2).to(self.dtype)
             block = self._contract(left, right)
         for one, two in pairs:
             if _is_dense(one) and _is_dense(two):
