@@ -38,6 +38,7 @@ CASES = (
     Case("active-dormant-heads", "softmax"),
     Case("mamba-icl-outliers", "gated", settings={"num_tests": 100}),
     Case("mesa-optimization", "sparse-1"),
+    Case("mesa-optimization", "gaussian-from-1"),
     Case("exact-permutations", "trained-ntk"),
     Case("grokking-lazy-rich", "alpha-1"),
     Case("neural-tangent-kernel", "digits-64"),

@@ -1,42 +1,47 @@
 """Drawing from many laws at constant cost a draw: Walker's alias method, for whole tensors at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class AliasTables:
     """Draws from the laws in the rows of a matrix, by two look-ups each, whatever the number of tokens.
 
-    A draw takes a column by even chances and keeps it with the row's own chance for it, or takes the column's alias. The
-    tables cost tokens · rows · tokens operations once. Source: Walker 1977, An efficient method for generating discrete
-    random variables with general distributions.
+    A draw takes a column by even chances and keeps it with the row's own chance for it, or takes the column's alias.
+    Source: Walker 1977, An efficient method for generating discrete random variables with general distributions.
 
-    >>> tables = AliasTables(torch.tensor([[0.25, 0.75]]))
+    >>> tables = AliasTables.of(torch.tensor([[0.25, 0.75]]))
     >>> tables.keep, tables.alias
     (tensor([[0.5000, 1.0000]], dtype=torch.float64), tensor([[1, 1]]))
     >>> tables.draw(rows, *columns_and_chances(rows.shape, 2, generator))
     """
 
-    def __init__(self, laws: Float[Tensor, "rows tokens"]) -> None:
+    keep: Float[Tensor, "rows tokens"]
+    alias: Int[Tensor, "rows tokens"]
+
+    @classmethod
+    def of(cls, laws: Float[Tensor, "rows tokens"]) -> "AliasTables":
+        """The tables of laws that sum to 1, in rows · tokens² operations."""
         size = laws.shape[1]
         mass, rows = laws.double() * size, torch.arange(len(laws), device=laws.device)
-        self.keep, self.alias = torch.ones_like(mass), torch.arange(size, device=laws.device).repeat(len(laws), 1)
+        keep, alias = torch.ones_like(mass), torch.arange(size, device=laws.device).repeat(len(laws), 1)
         is_full = torch.zeros_like(mass, dtype=torch.bool)
         for _ in range(size - 1):
             least = mass.masked_fill(is_full, torch.inf).argmin(1)
             most = mass.masked_fill(is_full, -torch.inf).argmax(1)
             taken = mass[rows, least]
-            self.keep[rows, least], self.alias[rows, least], is_full[rows, least] = taken, most, True
+            keep[rows, least], alias[rows, least], is_full[rows, least] = taken, most, True
             mass[rows, most] -= 1 - taken
+        return cls(keep, alias)
 
     def to(self, device: torch.device | str) -> "AliasTables":
         """The same tables on another device."""
-        moved = AliasTables.__new__(AliasTables)
-        moved.keep, moved.alias = self.keep.to(device), self.alias.to(device)
-        return moved
+        return AliasTables(self.keep.to(device), self.alias.to(device))
 
     def draw(
         self, rows: Int[Tensor, "*#draws"], columns: Int[Tensor, "*draws"], chances: Float[Tensor, "*draws"]

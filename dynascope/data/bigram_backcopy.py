@@ -149,7 +149,7 @@ class BigramBackcopy:
         self.laws = laws / laws.sum(1, keepdim=True)
         self._is_trigger = torch.zeros(self.vocab_size, dtype=torch.bool)
         self._is_trigger[self.triggers] = True
-        self._tables = AliasTables(self.laws)
+        self._tables = AliasTables.of(self.laws)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Int[Tensor, "count length"]:
         """`count` sequences of seq_len + 1 tokens, on the generator's device: two look-ups for the batch a position."""

@@ -92,7 +92,7 @@ class SequenceClassData(IterableDataset[tuple[Tensor, Tensor]]):
             first_query + num_last + torch.arange(num_classes),
         )
 
-        self._tables = AliasTables(self._population.probs)
+        self._tables = AliasTables.of(self._population.probs)
 
     def population(self) -> Population:
         """P(l|n), psi(n) and n of every class."""

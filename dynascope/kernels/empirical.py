@@ -198,8 +198,9 @@ class _Kernel:
         one = self._side(_part(x, 0, 1))
         numbers = sum(_numbers(use) for use in one.values())
         by_block = math.isqrt(MAX_NUMBERS // self._num_outputs**2)
-        # Four blocks a side save three eighths of a symmetric kernel.
-        return max(1, min(count if count < 32 else -(-count // 4), MAX_NUMBERS // max(1, numbers), by_block))
+        # Pieces spare half of a kernel that is symmetric, and cost a pass each.
+        pieces = 1 if count < 64 else 2 if count < 256 else 4
+        return max(1, min(-(-count // pieces), MAX_NUMBERS // max(1, numbers), by_block))
 
     # One side
 
@@ -316,7 +317,8 @@ class _Kernel:
         ]
         block: Tensor | None = None
         if formed:
-            left, right = (torch.cat([pair[at] for pair in formed], dim=2).to(self.dtype) for at in (0, 1))
+            left = torch.cat([one for one, _ in formed], dim=2).to(self.dtype)
+            right = left if side is other else torch.cat([two for _, two in formed], dim=2).to(self.dtype)
             block = self._contract(left, right)
         for one, two in pairs:
             if _is_dense(one) and _is_dense(two):
@@ -404,7 +406,8 @@ def _formed_where_smaller(of_one: Sequence[Use], shape: torch.Size) -> Use:
         length, width = use.inputs.shape[1], use.inputs.shape[-1]
         if use.is_lookup or length == 1 or length**2 * (use.gradients.shape[-1] + width) <= shape.numel():
             return use
-    return Explicit(torch.stack([_formed(one, shape) for one in of_one]).sum(0))
+    formed = [_formed(one, shape) for one in of_one]
+    return Explicit(formed[0] if len(formed) == 1 else torch.stack(formed).sum(0))
 
 
 def _formed(use: Use, shape: torch.Size) -> Float[Tensor, "examples outputs numbers"]:

@@ -1,16 +1,18 @@
-"""Kernels of infinitely wide fully connected networks: the NNGP kernel K of outputs at initialization, and the NTK Θ.
+"""Kernels of infinitely wide networks, dense or convolutional: the NNGP kernel K of outputs at initialization, and the NTK Θ.
 
 A network is a list of layers, `[Dense(b_std=0.1), Relu(), Dense(b_std=0.1)]`. Each takes the pair of kernels through the
 recursion of 1806.07572, section 4: Σ' = w² E[σ(u)σ(v)] + b², Θ' = w² Θ E[σ'(u)σ'(v)] + Σ'.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class Kernels:
     ntk: Float[Tensor, "*batch n m"]
     own1: Float[Tensor, "*batch n"]
     own2: Float[Tensor, "*batch m"]
+    space: tuple[int, int] | None = None
+    """Height and width of images, whose positions are rows of their own: n and m are then examples × positions."""
 
 
 class Layer(ABC):
@@ -43,7 +47,9 @@ class Dense(Layer):
     def __call__(self, kernels: Kernels) -> Kernels:
         w, b = self.w_std**2, self.b_std**2
         nngp = w * kernels.nngp + b
-        return Kernels(nngp, w * kernels.ntk + nngp, w * kernels.own1 + b, w * kernels.own2 + b)
+        return replace(
+            kernels, nngp=nngp, ntk=w * kernels.ntk + nngp, own1=w * kernels.own1 + b, own2=w * kernels.own2 + b
+        )
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,64 @@ class LayerNorm(Layer):
 
     def __call__(self, kernels: Kernels) -> Kernels:
         scale = (kernels.own1[..., :, None] * kernels.own2[..., None, :]).sqrt()
-        ones = torch.ones_like
-        return Kernels(kernels.nngp / scale, kernels.ntk / scale, ones(kernels.own1), ones(kernels.own2))
+        nngp, ntk = kernels.nngp / scale, kernels.ntk / scale
+        own1, own2 = (torch.ones_like(one) for one in (kernels.own1, kernels.own2))
+        return replace(kernels, nngp=nngp, ntk=ntk, own1=own1, own2=own2)
 
 
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """Flattening, which changes no inner product."""
+    """Flattening, which changes no inner product; of images, equal positions meet."""
 
     def __call__(self, kernels: Kernels) -> Kernels:
-        return kernels
+        return _without_space(kernels, lambda pairs: pairs.diagonal(dim1=1, dim2=3).mean(-1))
+
+
+@dataclass(frozen=True)
+class GlobalAvgPool(Layer):
+    """The mean over an image's positions, of which every pair meets. Elsewhere it changes nothing."""
+
+    def __call__(self, kernels: Kernels) -> Kernels:
+        return _without_space(kernels, lambda pairs: pairs.mean((1, 3)))
+
+
+@dataclass(frozen=True)
+class Conv(Layer):
+    """A square convolution of images in NTK parametrization: w/√(channels · area) W ∗ x + b β, zeros beyond the border.
+
+    Source: 1806.07572's recursion for sums over patches; Arora et al. 2019, 1904.11955, section 4.
+    """
+
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int = 0
+    w_std: float = 1.0
+    b_std: float = 0.0
+
+    def __call__(self, kernels: Kernels) -> Kernels:
+        if kernels.space is None:
+            raise ValueError("a convolution wants images: put it before Flatten() and GlobalAvgPool()")
+        reach = self.kernel_size - 2 * self.padding
+        space = tuple((size - reach) // self.stride + 1 for size in kernels.space)
+        if min(space) < 1:
+            raise ValueError(f"a kernel of {self.kernel_size} leaves nothing of images of {kernels.space}; pad them")
+        nngp = self.w_std**2 * self._over_patches(kernels.nngp, kernels.space, space) + self.b_std**2
+        ntk = self.w_std**2 * self._over_patches(kernels.ntk, kernels.space, space) + nngp
+        own = nngp.diagonal()
+        return Kernels(nngp, ntk, own, own, (space[0], space[1]))
+
+    def _over_patches(self, kernel: Tensor, space: tuple[int, int], after: tuple[int, ...]) -> Tensor:
+        """Mean over the places in a patch, the same in both images."""
+        p = self.padding
+        pairs = F.pad(kernel.view(-1, *space, len(kernel) // math.prod(space), *space), (p, p, p, p, 0, 0, p, p, p, p))
+        total = pairs.new_zeros(())
+        for place in itertools.product(range(self.kernel_size), repeat=2):
+            rows, columns = (
+                slice(start, start + self.stride * (size - 1) + 1, self.stride)
+                for start, size in zip(place, after, strict=True)
+            )
+            total = total + pairs[:, rows, columns, :, rows, columns]
+        return total.reshape(pairs.shape[0] * math.prod(after), -1) / self.kernel_size**2
 
 
 class Activation(Layer):
@@ -75,7 +129,7 @@ class Activation(Layer):
         s11, s22 = kernels.own1[..., :, None], kernels.own2[..., None, :]
         product, slope = self.expectations(s11, kernels.nngp, s22)
         own1, own2 = (self.expectations(own, own, own)[0] for own in (kernels.own1, kernels.own2))
-        return Kernels(product, kernels.ntk * slope, own1, own2)
+        return replace(kernels, nngp=product, ntk=kernels.ntk * slope, own1=own1, own2=own2)
 
 
 @dataclass(frozen=True)
@@ -194,12 +248,15 @@ class Elementwise(Activation):
 
 def limit_kernels(
     layers: Sequence[Layer],
-    x1: Float[Tensor, "*batch n features"],
-    x2: Float[Tensor, "*batch m features"] | None = None,
-) -> tuple[Float[Tensor, "*batch n m"], Float[Tensor, "*batch n m"]]:
+    x1: Float[Tensor, "*batch n features"] | Float[Tensor, "images channels height width"],
+    x2: Float[Tensor, "*batch m features"] | Float[Tensor, "others channels height width"] | None = None,
+) -> tuple[Float[Tensor, "*batches rows columns"], Float[Tensor, "*batches rows columns"]]:
     """(NNGP, NTK) of the infinitely wide network: the limits of its outputs' covariance and of its tangent kernel.
 
-    Differentiable, on any device, in the inputs' precision (float64 is worth it: singular kernels want it).
+    Differentiable, on any device, in the inputs' precision (float64 is worth it: singular kernels want it). With a `Conv`
+    or `GlobalAvgPool` among the layers inputs are images, and memory is ((n + m) · positions)².
+
+    Raises ValueError for no layers, or layers that do not fit the inputs.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     >>> limit_kernels([Dense(), Relu(), Dense()], x[:1], x)[1]
@@ -207,6 +264,8 @@ def limit_kernels(
     """
     if not layers:
         raise ValueError("a network needs layers, as in [Dense(), Relu(), Dense()]")
+    if any(isinstance(layer, (Conv, GlobalAvgPool)) for layer in layers):
+        return _of_images(layers, x1, x2)
     other = x1 if x2 is None else x2
     width = x1.shape[-1]
     own1, own2 = (side.square().sum(-1) / width for side in (x1, other))
@@ -215,6 +274,32 @@ def limit_kernels(
     for layer in layers:
         kernels = layer(kernels)
     return kernels.nngp, kernels.ntk
+
+
+def _of_images(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same with a row for each position, of all images with all, so that each side's own kernel is at hand."""
+    if x1.ndim != 4:
+        raise ValueError(f"convolutions want images (n, channels, height, width), not {tuple(x1.shape)}")
+    images = x1 if x2 is None else torch.cat([x1, x2])
+    rows = images.flatten(2).transpose(1, 2).flatten(0, 1)
+    nngp = rows @ rows.T / rows.shape[1]
+    own = nngp.diagonal()
+    kernels = Kernels(nngp, torch.zeros_like(nngp), own, own, (images.shape[2], images.shape[3]))
+    for layer in layers:
+        kernels = layer(kernels)
+    if kernels.space is not None:
+        raise ValueError("a network of images wants Flatten() or GlobalAvgPool() before its end")
+    columns = slice(None) if x2 is None else slice(len(x1), None)
+    return kernels.nngp[: len(x1), columns], kernels.ntk[: len(x1), columns]
+
+
+def _without_space(kernels: Kernels, over_pairs: Callable[[Tensor], Tensor]) -> Kernels:
+    """Kernels of whole examples, from pairs of positions (n, positions, m, positions)."""
+    if kernels.space is None:
+        return kernels
+    area = math.prod(kernels.space)
+    nngp, ntk = (over_pairs(one.view(-1, area, one.shape[1] // area, area)) for one in (kernels.nngp, kernels.ntk))
+    return Kernels(nngp, ntk, nngp.diagonal(), nngp.diagonal())
 
 
 def _relu(s11: Tensor, s12: Tensor, s22: Tensor) -> tuple[Tensor, Tensor]:

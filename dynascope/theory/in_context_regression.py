@@ -20,8 +20,7 @@ from torch import Tensor
 
 Phase = Literal["growth", "alignment", "manifold"]
 
-# Predictors of the query's label from the prompt. With `lengths` each gives its answers (lengths, *batch) to the beginnings
-# of so many examples, at little more than the cost of the longest; ValueError unless they rise within the prompt.
+# Predictors of the query's label from the prompt
 
 
 def gd_predict(
@@ -32,6 +31,9 @@ def gd_predict(
     lengths: Sequence[int] | None = None,
 ) -> Float[Tensor, "..."]:
     """One step of gradient descent from zero: (η/L) Σ y_l x_l·x_q.
+
+    With `lengths` the answers (lengths, *batch) to the beginnings of so many examples, at little more than the cost of the
+    longest. Raises ValueError unless these rise from at least 1 to at most the prompt's.
 
     >>> gd_predict(torch.eye(2), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 1.0)
     tensor(0.5000)
@@ -48,6 +50,8 @@ def debiased_gd_predict(
     lengths: Sequence[int] | None = None,
 ) -> Float[Tensor, "..."]:
     """The same on centred inputs, (η/L) Σ y_l (x_l − x̄)·x_q: blind to a constant added to all labels.
+
+    `lengths` as in `gd_predict`.
 
     >>> debiased_gd_predict(torch.eye(2), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 1.0)
     tensor(-0.5000)
@@ -68,7 +72,7 @@ def ridge_predict(
 ) -> Float[Tensor, "..."]:
     """The best of all predictors, x_qᵀ (XᵀX + σ² d I)⁻¹ Xᵀ y: the mean of the label given the prompt.
 
-    Without noise it is least squares of smallest norm. Raises ValueError for a negative variance.
+    Without noise it is least squares of smallest norm. `lengths` as in `gd_predict`. Raises ValueError for a negative variance.
 
     >>> ridge_predict(torch.eye(2), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 0.0)
     tensor(1.)
@@ -76,7 +80,7 @@ def ridge_predict(
     if noise_variance < 0:
         raise ValueError(f"noise_variance={noise_variance} must not be negative")
     if noise_variance == 0:
-        ends = _ends(y, lengths)
+        ends = _ends(y.shape[-1], lengths)
         weights = torch.stack([(torch.linalg.pinv(x[..., :end, :]) @ y[..., :end, None])[..., 0] for end in ends])
     else:
         moments = _second_moments(x, y, lengths)
@@ -95,16 +99,18 @@ def softmax_heads_predict(
 ) -> Float[Tensor, "..."]:
     """What heads with KQ = ω I and OV = μ on the label say: Σ_h μ_h Σ_l softmax(ω_h x_l·x_q) y_l.
 
-    Source: 2503.12734, section 3.
+    `lengths` as in `gd_predict`. Source: 2503.12734, section 3.
 
     >>> softmax_heads_predict(torch.eye(2), torch.ones(2), torch.ones(2), torch.tensor([1.0]), torch.tensor([3.0]))
     tensor(3.)
     """
     along, labels = (one.movedim(-1, 0).contiguous() for one in ((x @ query[..., None])[..., 0], y))
     logits = omega.view(-1, *(1,) * (along.ndim - 1)) * along[:, None]
+    ends = _ends(len(labels), lengths)
+    parts = (one[: ends[-1]].tensor_split(ends[:-1]) for one in (logits, labels[:, None]))
     # Each part by its own largest logit, and parts by the largest so far: nothing overflows, and no sum is empty.
     largest, total, labelled = [], [], []
-    for part, told in zip(_parts(logits, lengths, 0), _parts(labels[:, None], lengths, 0), strict=True):
+    for part, told in zip(*parts, strict=True):
         largest.append(part.amax(0))
         weights = (part - largest[-1]).exp()
         total.append(weights.sum(0))
@@ -116,18 +122,12 @@ def softmax_heads_predict(
     return _shaped(torch.stack(per_head).movedim(1, -1) @ mu, lengths)
 
 
-def _ends(along: Tensor, lengths: Sequence[int] | None) -> list[int]:
-    """How many examples each answer may see; the last axis has them."""
-    ends = [along.shape[-1]] if lengths is None else list(lengths)
-    if not ends or ends[0] < 1 or ends[-1] > along.shape[-1] or any(b <= a for a, b in itertools.pairwise(ends)):
-        raise ValueError(f"lengths={ends} must rise from 1 or more to at most the prompt's {along.shape[-1]}")
+def _ends(num_examples: int, lengths: Sequence[int] | None) -> list[int]:
+    """How many examples each answer may see."""
+    ends = [num_examples] if lengths is None else list(lengths)
+    if not ends or ends[0] < 1 or ends[-1] > num_examples or any(b <= a for a, b in itertools.pairwise(ends)):
+        raise ValueError(f"lengths={ends} must rise from 1 or more to at most the prompt's {num_examples}")
     return ends
-
-
-def _parts(tensor: Tensor, lengths: Sequence[int] | None, dim: int = -1) -> Sequence[Tensor]:
-    """The examples that each length has more than the one before it."""
-    ends = _ends(tensor.movedim(dim, -1), lengths)
-    return tensor.narrow(dim, 0, ends[-1]).tensor_split(ends[:-1], dim)
 
 
 def _second_moments(x: Tensor, y: Tensor, lengths: Sequence[int] | None) -> Tensor:
@@ -137,12 +137,12 @@ def _second_moments(x: Tensor, y: Tensor, lengths: Sequence[int] | None) -> Tens
         return (tokens.mT @ tokens)[None]
     # Products of many matrices of few examples cost thrice what sums of rank one over the whole batch do.
     by_example = torch.cat([x.movedim((-2, -1), (0, 1)), y.movedim(-1, 0)[:, None]], 1)
-    ends, moments = _ends(y, lengths), list[Tensor]()
+    ends, moments = _ends(y.shape[-1], lengths), list[Tensor]()
     total = by_example.new_zeros(x.shape[-1] + 1, *by_example.shape[1:])
     for count, example in enumerate(by_example[: ends[-1]], start=1):
         total.addcmul_(example[:, None], example)
         if count == ends[len(moments)]:
-            moments.append(total.movedim((0, 1), (-2, -1)).contiguous())
+            moments.append(total.movedim((0, 1), (-2, -1)).clone(memory_format=torch.contiguous_format))
     return torch.stack(moments)
 
 
@@ -150,7 +150,7 @@ def _mean(per_example: Tensor, lengths: Sequence[int] | None) -> Tensor:
     """Means over the first so many examples, by length."""
     if lengths is None:
         return per_example.mean(-1)[None]
-    ends = torch.tensor(_ends(per_example, lengths), device=per_example.device)
+    ends = torch.tensor(_ends(per_example.shape[-1], lengths), device=per_example.device)
     return (per_example.cumsum(-1)[..., ends - 1] / ends).movedim(-1, 0)
 
 

@@ -14,6 +14,7 @@ from dynascope.kernels import limit_kernels, ntk
 from dynascope.kernels.limits import (
     Abs,
     Activation,
+    Conv,
     Cos,
     Dense,
     Elementwise,
@@ -21,14 +22,16 @@ from dynascope.kernels.limits import (
     Flatten,
     Gaussian,
     Gelu,
+    GlobalAvgPool,
     Identity,
+    Layer,
     LayerNorm,
     LeakyRelu,
     Quadratic,
     Relu,
     Sin,
 )
-from dynascope.nn import NTKLinear
+from dynascope.nn import NTKConv2d, NTKLinear
 
 CIRCLE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
 
@@ -157,6 +160,64 @@ def test_finite_networks_approach_the_limit_as_one_over_root_width() -> None:
     assert -0.8 < slope < -0.25
     assert errors[-1] < 0.15
     assert math.isfinite(errors[0])
+
+
+IMAGES = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 1), (2, 1)])
+def test_a_convolution_is_inner_products_of_patches(stride: int, padding: int) -> None:
+    patches = F.unfold(IMAGES, 3, stride=stride, padding=padding)  # (n, 2 · 9, positions)
+    expected = torch.einsum("ncp,mcp->nm", patches, patches) / patches[0].numel()
+    nngp, tangent = limit_kernels([Conv(3, stride, padding), Flatten()], IMAGES)
+    torch.testing.assert_close(nngp, expected)
+    torch.testing.assert_close(tangent, expected)  # a linear network's
+    pooled = torch.einsum("ncp,mcq->nm", patches, patches) / patches.shape[1] / patches.shape[2] ** 2
+    torch.testing.assert_close(limit_kernels([Conv(3, stride, padding), GlobalAvgPool()], IMAGES)[0], pooled)
+
+
+def test_a_convolution_of_single_pixels_is_a_dense_layer() -> None:
+    pixels = IMAGES[:, :, :1, :1]
+    dense = limit_kernels([Dense(1.2, 0.3), Relu(), LayerNorm(), Dense(0.9, 0.1)], pixels.flatten(1))
+    convolutional = [Conv(1, w_std=1.2, b_std=0.3), Relu(), LayerNorm(), GlobalAvgPool(), Dense(0.9, 0.1)]
+    for one, other in zip(dense, limit_kernels(convolutional, pixels), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("end", [Flatten(), GlobalAvgPool()])
+def test_wide_convolutional_networks_approach_the_limit(end: Layer) -> None:
+    limit = [Conv(3, padding=1, b_std=0.2), Relu(), Conv(3, stride=2, padding=1, b_std=0.2), Relu(), end, Dense()]
+    expected = limit_kernels(limit, IMAGES[:2], IMAGES[1:])[1]
+    errors = []
+    for width in (32, 512):
+        found = []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            last = (nn.Flatten(), NTKLinear(4 * width, 1, bias=False))
+            if isinstance(end, GlobalAvgPool):
+                last = (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), NTKLinear(width, 1, bias=False))
+            model = nn.Sequential(
+                *(NTKConv2d(2, width, 3, padding=1, b_std=0.2), nn.ReLU()),
+                *(NTKConv2d(width, width, 3, stride=2, padding=1, b_std=0.2), nn.ReLU(), *last),
+            )
+            found.append(ntk(model, IMAGES[:2].float(), IMAGES[1:].float())[..., 0, 0].double())
+        errors.append(float((torch.stack(found).mean(0) - expected).norm() / expected.norm()))
+    assert errors[1] < errors[0]
+    assert errors[1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("layers", "x", "told"),
+    [
+        ([Conv(), Flatten()], CIRCLE, "want images"),
+        ([Flatten(), Conv()], IMAGES, "before Flatten"),
+        ([Conv(), Relu()], IMAGES, "before its end"),
+        ([Conv(5), Flatten()], IMAGES, "leaves nothing"),
+    ],
+)
+def test_layers_that_do_not_fit_are_told(layers: list[Layer], x: Tensor, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        limit_kernels(layers, x)
 
 
 def test_a_network_without_layers_is_refused() -> None:

@@ -12,6 +12,7 @@ from dynascope.data.in_context.ar_process import ARProcess
 from dynascope.nn.linear_attention import LinearCausalAttention
 from dynascope.theory.mesa import (
     FullBatchLoss,
+    GDStepFit,
     Moments,
     ab_star,
     check_condition_1,
@@ -156,6 +157,25 @@ def test_the_best_single_step_and_preconditioner_are_found() -> None:
     assert float(other.residual) > 0.05
     assert float(other.preconditioned_residual) == pytest.approx(0.0, abs=1e-20)
     assert float(effective_gd_step(ols_predict(x), x).residual) > 0.05
+
+
+@pytest.mark.parametrize("law", ["gaussian", "sparse"])
+def test_the_fit_of_fixed_sequences_is_least_squares_of_smallest_norm(law: str) -> None:
+    """With one nonzero coordinate a sequence, six of the nine entries of P are free: they stay 0."""
+    x = ARProcess(3, 12, law).sample(40, generator())
+    predictions = torch.randn(40, 10, 3, dtype=torch.complex128, generator=generator(1))
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+    outer = torch.einsum("bti,btj->btij", x, before.conj()).cumsum(1)[:, 1:-1]
+    outer = outer / torch.arange(1, 11)[:, None, None]
+    design = torch.einsum("btij,btk->btijk", outer, x[:, 1:-1]).flatten(0, 2).flatten(1)
+    best = torch.linalg.pinv(design) @ predictions.flatten()
+    left = (design @ best - predictions.flatten()).abs().square().sum() / predictions.abs().square().sum()
+    fit = GDStepFit(x)
+    for _ in range(2):
+        found = fit(predictions)
+        torch.testing.assert_close(found.preconditioner.flatten(), best, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(found.preconditioned_residual, left, rtol=1e-10, atol=0)
+    assert int((found.preconditioner.abs() > 1e-9).sum()) == (3 if law == "sparse" else 9)
 
 
 def test_off_diagonal_share_by_hand() -> None:
