@@ -19,7 +19,8 @@ from dynascope.rl.critic import LinearCritic
 from dynascope.rl.distillation import TeacherScorer, solved
 from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
-from dynascope.rl.rollout import Rollout, sample, score
+from dynascope.rl.rollout import Rollout, sample
+from dynascope.rl.scoring import score_by_length
 from dynascope.rl.tasks.rewards import Reward, evaluate_rewards
 
 _SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
@@ -240,7 +241,7 @@ def known_before(
         wanted -= {"hidden", "unembedding"}
         known |= {"hidden": rollout.hidden, "unembedding": model.get_output_embeddings().weight}  # type: ignore[operator]
     if wanted:
-        told = score(model, rollout, wanted)
+        told = score_by_length(model, rollout, wanted)
         known |= {name: told[name] for name in told if name != "log_probs"}
     needs = objective.rollout_needs | objective.loss_needs
     for name, other in (("ref", ref_model), ("teacher", teacher)):
@@ -256,7 +257,7 @@ def known_before(
             known["teacher_log_probs"] = asked(rollout, rows)
             continue
         scored = other.model if isinstance(other, TeacherScorer) else other
-        told = score(scored, rollout, {"logits"} if f"{name}_logits" in own else ())
+        told = score_by_length(scored, rollout, {"logits"} if f"{name}_logits" in own else ())
         known |= {f"{name}_{one}": value for one, value in told.items() if f"{name}_{one}" in own}
     return known
 
@@ -279,7 +280,9 @@ def update(
     every: list[Metrics] = []
     for _ in range(config.num_passes):
         for rows in batch.split(size, generator):
-            scored = score(model, rollout.select(rows), also, differentiable_entropy=objective.entropy_bonus != 0)
+            scored = score_by_length(
+                model, rollout.select(rows), also, differentiable_entropy=objective.entropy_bonus != 0
+            )
             optimizer.zero_grad()
             loss, metrics = objective.loss(batch.select(rows).having(**scored))
             loss.backward()
