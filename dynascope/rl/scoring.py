@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 
 from dynascope.rl.rollout import Rollout, score
 
-_WORTHWHILE = 1 / 8
-"""Share of a rollout's tokens that two passes have to save to take less time than one (measured on CPUs)."""
+_FEWEST, _WORTHWHILE = 32, 1 / 16
+"""Completions, and the share of their tokens that has to be saved, below which two passes take longer than one (on CPUs)."""
 
 
 def score_by_length(
@@ -28,7 +28,9 @@ def score_by_length(
     order = lengths.argsort(stable=True)
     short, long = order.tensor_split(2)
     reach = max(1, int(lengths[short].max())) if len(short) else width
-    if len(short) * (width - reach) < _WORTHWHILE * len(rollout) * (width + rollout.prompts.shape[1]):
+    if len(rollout) < _FEWEST or len(short) * (width - reach) < _WORTHWHILE * len(rollout) * (
+        width + rollout.prompts.shape[1]
+    ):
         return score(model, rollout, also, **settings)
     parts = [
         score(model, _cut(rollout, short, reach), also, **settings),

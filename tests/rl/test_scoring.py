@@ -24,7 +24,10 @@ def rollout_of(lengths: list[int], num_prompt_tokens: int = 3) -> Rollout:
 
 
 @pytest.mark.parametrize("also", [set(), {"entropy"}, {"entropy", "logits", "hidden"}])
-def test_both_ways_say_the_same_of_every_token(also: set[str], tiny_llama: Any) -> None:
+def test_both_ways_say_the_same_of_every_token(
+    also: set[str], tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_FEWEST", 2)
     model, rollout = tiny_llama.double(), rollout_of([2, 20, 3, 18, 1, 4, 20])
     parts, whole = (one(model, rollout, also, differentiable_entropy=True) for one in (score_by_length, score))
     assert set(parts) == set(whole)
@@ -50,9 +53,10 @@ def test_it_takes_two_passes_only_where_that_pays(tiny_llama: Any, monkeypatch: 
         return score(model, rollout, *args, **settings)
 
     monkeypatch.setattr(scoring, "score", counted)
-    for lengths, prompt in (([9, 10, 9, 10], 3), ([1, 10, 1, 10], 100), ([10], 3), ([1, 10, 2, 10], 3)):
+    cases = (([9, 10] * 32, 10), ([1, 10] * 16, 100), ([1, 10] * 15, 3), ([10], 3), ([1, 10, 2, 10] * 8, 3))
+    for lengths, prompt in cases:
         score_by_length(tiny_llama, rollout_of(lengths, prompt))
-    assert calls == [10, 10, 10, 2, 10]
-    held = rollout_of([1, 10, 2, 10])
-    score_by_length(tiny_llama, replace(held, hidden=torch.zeros(4, 10, 5)))
+    assert calls == [10, 10, 10, 10, 2, 10]
+    held = rollout_of([1, 10, 2, 10] * 8)
+    score_by_length(tiny_llama, replace(held, hidden=torch.zeros(32, 10, 5)))
     assert calls[-2:] == [2, 10]
