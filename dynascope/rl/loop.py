@@ -20,6 +20,7 @@ from dynascope.rl.distillation import solved
 from dynascope.rl.monitors import watch_advantages, watch_rollout
 from dynascope.rl.objective import Metrics, PolicyObjective
 from dynascope.rl.rollout import Rollout, sample, score, unembedding
+from dynascope.rl.scoring import score_by_length
 from dynascope.rl.tasks.rewards import Reward, evaluate_rewards
 from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher
 
@@ -248,7 +249,7 @@ def known_before(
         if "unembedding" in objective.rollout_needs:
             known["unembedding"] = unembedding(model)
     if wanted:
-        told = score(model, rollout, wanted)
+        told = score_by_length(model, rollout, wanted)
         known |= {name: told[name] for name in told if name != "log_probs"}
     needs = objective.rollout_needs | objective.loss_needs
     for name, other in (("ref", ref_model), ("teacher", teacher)):
@@ -266,7 +267,7 @@ def known_before(
         scored = other.model if isinstance(other, TeacherScorer) else other
         if not isinstance(scored, nn.Module):
             raise ValueError("kind='full' compares with the teacher's logits: give a model, or use kind='k2'")
-        told = score(scored, rollout, {"logits"} if f"{name}_logits" in own else ())
+        told = score_by_length(scored, rollout, {"logits"} if f"{name}_logits" in own else ())
         known |= {f"{name}_{one}": value for one, value in told.items() if f"{name}_{one}" in own}
     return known
 
@@ -289,7 +290,9 @@ def update(
     every: list[Metrics] = []
     for _ in range(config.num_passes):
         for rows in batch.split(size, generator):
-            scored = score(model, rollout.select(rows), also, differentiable_entropy=objective.entropy_bonus != 0)
+            scored = score_by_length(
+                model, rollout.select(rows), also, differentiable_entropy=objective.entropy_bonus != 0
+            )
             optimizer.zero_grad()
             loss, metrics = objective.loss(batch.select(rows).having(**scored))
             loss.backward()

@@ -54,7 +54,19 @@ try:
     refused = ""
 except ValueError as error:
     refused = str(error)
+
+# A checkpoint of the sharded state, each process its own part, goes on as if nothing had been.
+solved = Demonstrations({problem.prompt: problem.completion for problem in problems})
+first, second = (Interleaver(parts, task, solved, batch_size=3, schedule="all", lr=1e-2) for _ in range(2))
+first.see(problems, [False] * 3)
+used = first.step(0)["demonstrations/used"]
+torch.save(first.state_dict(), f"{folder}/state-{rank}.pt")
+second.load_state_dict(torch.load(f"{folder}/state-{rank}.pt", weights_only=True))
+moments = [
+    [whole(state["exp_avg"]).sum() for state in one.optimizer.state.values()] for one in (first, second)
+]  # fmt: skip
 found = {
+    "used": used, "resumed": second.budget.used, "moments": [torch.stack(one) for one in moments],
     "popped": popped, "after": after, "alone": by_itself, "loss": loss, "loss_alone": loss_alone,
     "sharded": sharded, "loss_sharded": loss_sharded, "refused": refused,
 }  # fmt: skip
