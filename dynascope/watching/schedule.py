@@ -61,8 +61,8 @@ class Budget:
     copy, so a look by one lets those with at least half of their own price ride along and go into debt. Between the
     two limits nothing changes: that band is the hysteresis which keeps probes from scattering over all steps.
 
-    A probe's first look has no known price and is taken at once; its account goes into debt by that much.
-    Savings are capped at two looks, so that a long pause does not end in a burst.
+    A probe's first look has no known price and is taken at once; all accounts bear it alike, so that a dear probe does not
+    overdraw a short run. Savings are capped at two looks, so that a long pause does not end in a burst.
 
     The bound: time in the watch ≤ fraction × wall time + the price of one look of every probe.
     """
@@ -70,7 +70,7 @@ class Budget:
     ride_along = 0.5
     savings_cap = 2.0
     # What probes cannot be charged with: the writing thread, the looks for findings, caches that a look has emptied.
-    kept_back = 0.25
+    kept_back = 0.3
 
     def __init__(self, probes: Sequence[str], fraction: float) -> None:
         if not 0.0 < fraction < 1.0 or math.isnan(fraction):
@@ -105,14 +105,19 @@ class Budget:
         return account.credit / account.cost if account.cost > 0 else math.inf
 
     def spent(self, costs: Mapping[str, float], shared: float = 0.0) -> None:
-        """Charge each probe's account and update its expected price; all bear what is shared."""
-        for every in self._accounts.values():
-            every.credit -= shared / len(self._accounts)
+        """Charge each probe's account and update its expected price; all bear what is shared, and first looks."""
         for name, cost in costs.items():
             account = self._accounts.get(name)
-            if account is not None:
+            if account is None:
+                continue
+            if account.cost is None:
+                account.cost = cost
+                shared += cost
+            else:
                 account.credit -= cost
-                account.cost = cost if account.cost is None else max(cost, 0.7 * account.cost + 0.3 * cost)
+                account.cost = max(cost, 0.7 * account.cost + 0.3 * cost)
+        for account in self._accounts.values():
+            account.credit -= shared / len(self._accounts)
 
     def drop(self, probe: str) -> None:
         """Forget a probe that was switched off; the others share its part."""

@@ -66,8 +66,8 @@ class Tracker:
         started: float,
         already_spent: float = 0.0,
     ) -> None:
+        began = time.perf_counter()
         self.step = 0
-        self._shared = already_spent
         self.prefix = prefix
         self.started = started
         self._optimizer = weakref.ref(optimizer)
@@ -97,6 +97,7 @@ class Tracker:
         if model is not None:
             self._meet(model)
         self._due = set(schedule.due(0, started))
+        self._shared = already_spent + time.perf_counter() - began
 
     # Around the optimizer's step
 

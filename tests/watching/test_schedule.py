@@ -32,6 +32,13 @@ def test_the_budget_is_used_where_probes_can_use_it() -> None:
     assert share > 0.8 * (1 - Budget.kept_back) * 0.02
 
 
+def test_a_dear_first_look_is_paid_off_within_a_short_run() -> None:
+    costs = {f"cheap {number}": 0.001 for number in range(9)} | {"dear": 0.2}
+    share, looks = share_spent(Budget(list(costs), 0.02), costs, step_time=0.1, steps=200)
+    assert share <= 0.02
+    assert sum(bool(look) for look in looks) > 2  # the cheap ones look again once it is paid
+
+
 def test_every_probe_looks_at_the_first_step() -> None:
     _, looks = share_spent(Budget(["a", "b"], 0.02), {"a": 0.1, "b": 0.1}, step_time=0.1, steps=1)
     assert looks[0] == {"a", "b"}
@@ -70,7 +77,7 @@ def test_a_clock_set_back_neither_pays_nor_costs() -> None:
     budget.due(0, 100.0)
     budget.spent({"probe": 1.0})
     assert budget.due(1, 50.0) == frozenset()
-    assert budget.due(2, 55.5) == {"probe"}
+    assert budget.due(2, 56.0) == {"probe"}
 
 
 def test_a_probe_that_was_dropped_leaves_its_share_to_the_others() -> None:
