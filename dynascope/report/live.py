@@ -2,6 +2,7 @@
 
 import asyncio
 import html
+import importlib
 import json
 import socket
 import string
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import altair as alt
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
@@ -25,7 +27,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from dynascope.record import Record, RecordError, open_record
-from dynascope.report.charts import plan, sections
+from dynascope.report.charts import draw, plan, sections
 from dynascope.report.page import asset, document, findings_html, policy, vega
 from dynascope.report.rows import Rows, finding_rows
 from dynascope.report.terminal import sparkline, state_of
@@ -55,10 +57,17 @@ def serve(folder: str | Path, port: int) -> None:
             listener.listen()  # whoever reads the address below may call at once
         except (OSError, OverflowError):
             raise ValueError(f"port {port} cannot be had; try another, or --port 0 for a free one") from None
+        _warm_up()
         print(f"http://{HOST}:{listener.getsockname()[1]}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        threading.Thread(target=vega, daemon=True).start()  # takes a second, which the first page need not wait for
         server = uvicorn.Server(uvicorn.Config(application(folder), log_level="warning", timeout_graceful_shutdown=1))
         server.run(sockets=[listener])
+
+
+def _warm_up() -> None:
+    """What the first page would wait for: the renderer, which takes a second beside us, arrays, and a first chart."""
+    threading.Thread(target=vega, daemon=True).start()
+    importlib.import_module("xarray")
+    draw("", "", [], alt.Chart().mark_line().encode(x=alt.X("step:Q"), y=alt.Y("value:Q")))
 
 
 def application(folder: Path) -> Starlette:
