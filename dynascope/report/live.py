@@ -64,10 +64,12 @@ def serve(folder: str | Path, port: int) -> None:
 
 
 def _warm_up() -> None:
-    """What the first page would wait for: the renderer, which takes a second beside us, arrays, and a first chart."""
-    threading.Thread(target=vega, daemon=True).start()
+    """What the first page would wait for: the renderer, which is bundled beside us, arrays, and a first chart."""
+    bundling = threading.Thread(target=vega)
+    bundling.start()
     importlib.import_module("xarray")
     draw("", "", [], alt.Chart().mark_line().encode(x=alt.X("step:Q"), y=alt.Y("value:Q")))
+    bundling.join()
 
 
 def application(folder: Path) -> Starlette:

@@ -12,11 +12,16 @@ from dynascope.studies.harness.telling import WORDS_PLAIN, measured, paper_value
 
 
 def write_pages(folder: str | Path, root: str | Path = "runs/studies") -> list[Path]:
-    """Write a Markdown page for every study into `folder`; returns the pages."""
+    """Write a Markdown page for every study into `folder`; returns the pages.
+
+    A study that was not run here keeps the page that it has.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     pages = []
     for entry in list_studies(root):
         page = Path(folder) / f"{entry['study']}.md"
+        if entry["verdict"] is None and page.exists():
+            continue
         page.write_text(study_page(entry, pictures=_pictures(entry, Path(folder))))
         pages.append(page)
     return pages
