@@ -157,8 +157,8 @@ def sampled_steps(turns: int) -> None:
         else:
             print(f"{name}: not installed")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(turns):
-        for name, way in ways.items():
+    for turn in range(turns):
+        for name, way in list(ways.items())[:: -1 if turn % 2 else 1]:
             with contextlib.redirect_stdout(sys.stderr):
                 seconds[name] += train("1M", 12, way)[2:]
     tell({name: statistics.median(every) for name, every in seconds.items()}, base="bare")
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, nargs="*", default=["1M"], help="sizes for the whole runs")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
