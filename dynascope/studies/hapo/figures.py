@@ -1,6 +1,6 @@
 """Figures of `hapo`: entropy and answers, by parts and against rivals, what the guard breaks, and where the clip acts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import numpy as np
@@ -62,11 +62,16 @@ def rivals(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("entropy:Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
             y=alt.Y("right:Q", title="share of right answers", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, sort=list(RIVALS.values())),
-            shape=alt.Shape("what:N", title=None, sort=list(RIVALS.values())),
+            color=alt.Color("what:N", title=None, scale=_named(RIVALS)),
+            shape=alt.Shape("what:N", title=None, scale=_named(RIVALS)),
         )
     )
     return draw("Part after part, and rivals", "At the end; one mark a seed.", rows, chart)
+
+
+def _named(arms: Mapping[str, str]) -> alt.Scale:
+    """Colour and shape share a legend where their scales have the same domain."""
+    return alt.Scale(domain=list(arms.values()))
 
 
 def guard(runs: Sequence[Runs]) -> Chart:
@@ -86,8 +91,8 @@ def guard(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("guarded:Q", title="tokens in groups that the guard compares by completions (%)"),
             y=alt.Y("mean:Q", title="|mean advantage of a token|"),
-            color=alt.Color("what:N", title=None, sort=list(AVERAGED.values())),
-            shape=alt.Shape("what:N", title=None, sort=list(AVERAGED.values())),
+            color=alt.Color("what:N", title=None, scale=_named(AVERAGED)),
+            shape=alt.Shape("what:N", title=None, scale=_named(AVERAGED)),
         )
     )
     return draw("Only the guard keeps advantages from cancelling", "One mark a rollout, all seeds.", rows, chart)

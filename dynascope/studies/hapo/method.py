@@ -8,8 +8,8 @@ to act on.
 
 The released code has a guard that equation 9 has not: a group in which an advantage would reach 5 is compared by completions
 after all, and its tokens' advantages then do not cancel. The rollouts in which it acts are the ones that break C1: over three
-seeds of `small` it acted in 2 of the 90 rollouts of `token-average` and in 5 of the 90 of `hapo`, where the mean advantage of a
-token came to 0.01 to 0.04; in all others, and in all of the arm without the guard, it stayed below 3e-8.
+seeds of `small` it acted in 5 of the 90 rollouts of `token-average` and in 4 of the 90 of `hapo`, where the mean advantage of a
+token came to 0.01 to 0.05; in all others, and in all of the arm without the guard, it stayed below 5e-8.
 `advantage/guarded` says how many tokens it took.
 """
 
