@@ -16,7 +16,7 @@ study = Study(
     after={arm: ("dapo",) for arm in ARMS if arm != "dapo"},
     presets={
         "smoke": Config(
-            1, 1, 32, base_steps=30, num_steps=4, num_prompts=6, num_samples=4, test_problems=8, test_samples=4,
+            1, 1, 32, base_steps=100, num_steps=4, num_prompts=8, num_samples=8, test_problems=8, test_samples=4,
             test_every=2,
         ),
         "small": Config(),

@@ -33,7 +33,8 @@ AVERAGED = {"token-average": ARMS["token-average"], "token-average-unguarded": "
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
     """Entropy and answers part by part, part after part and against rivals, the guard, and the clip."""
-    return [entropies(runs), answers(runs), rivals(runs), guard(runs), clips(runs)]
+    drawn = [entropies(runs), answers(runs), rivals(runs), guard(runs), clips(runs)]
+    return [chart for chart in drawn if chart.data["rows"]]  # a short run may have found nothing to learn from
 
 
 def entropies(runs: Sequence[Runs]) -> Chart:
@@ -54,7 +55,7 @@ def rivals(runs: Sequence[Runs]) -> Chart:
         {"entropy": entropy(records[arm]), "right": right(records[arm]), "what": shown}
         for records in runs
         for arm, shown in RIVALS.items()
-        if arm in records and "policy/entropy" in records[arm]  # a short run may have nothing to learn from
+        if arm in records and "policy/entropy" in records[arm]
     ]
     chart = (
         alt.Chart(width=430, height=260)
