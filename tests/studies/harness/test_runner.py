@@ -116,9 +116,11 @@ def test_study_continues_after_kill(tmp_path: Path) -> None:
 def test_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dynascope", "study", TOY, "--set", "is_slow=True", "--set", "num_steps=1000"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background may have been told to ignore it
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     while not list(tmp_path.glob("runs/studies/toy/*/*/*/rank-00000.sqlite")):
         assert process.poll() is None
         time.sleep(0.05)
