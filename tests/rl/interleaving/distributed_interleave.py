@@ -2,6 +2,7 @@
 hold and of one that is sharded; saves what came of it."""
 
 import copy
+import os
 import sys
 
 import torch
@@ -71,4 +72,6 @@ found = {
     "sharded": sharded, "loss_sharded": loss_sharded, "refused": refused,
 }  # fmt: skip
 torch.save(found, f"{folder}/rank-{rank}.pt")
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+os._exit(0)  # gloo's threads now and then abort a process that ends in the usual way
