@@ -136,10 +136,8 @@ def attention_summary(call: AttentionCall, block: int = 128) -> dict[str, Tensor
     mass = torch.zeros(rows, num_heads, num_keys, device=device)
     num_late = torch.zeros(rows, num_heads, 1, device=device)
     for part in attention_blocks(call, block):
-        weights = part.weights()
-        shares = weights if part.kind == "softmax" else part.shares()
-        row_entropy = -torch.linalg.vecdot(shares, part.log_shares().clamp(min=-1e4))
-        visible = part.num_visible
+        weights, visible = part.weights, part.num_visible
+        row_entropy = -torch.linalg.vecdot(part.shares, part.log_shares().clamp(min=-1e4))
         attends = visible > 0 if part.kind == "softmax" else weights.sum(-1) > 0
         entropy += row_entropy.sum((0, 2))
         seen += attends.sum((0, 2))

@@ -47,7 +47,7 @@ def find_sink(
     for part in attention_blocks(call, block, most):
         start = starts[:, part.first_query : part.first_query + part.logits.shape[2]]
         is_late = late_queries(part, start)
-        weights = part.weights()
+        weights = part.weights
         index = (start[..., None] + offsets).clamp(max=num_keys - 1)[:, None]
         received = weights.gather(3, index.expand(*weights.shape[:3], POSITIONS)) * is_late.unsqueeze(-1)
         early = early + received.sum((0, 1, 2))
@@ -122,11 +122,9 @@ def extreme_token_summary(
     column_mass, column_entr = torch.zeros(2, rows, num_heads, num_keys, device=device)
     seen_by = torch.zeros(rows, num_heads, num_keys, device=device)
     for part in attention_blocks(call, block, most):
-        weights, log_shares, visible = part.weights(), part.log_shares(), part.visible
-        is_softmax = part.kind == "softmax"
+        weights, visible, num_visible = part.weights, part.visible, part.num_visible
         # − p log p, of which a softmax's rows and columns want the same.
-        row_entr = -((weights if is_softmax else part.shares()) * log_shares.clamp(min=-1e4))
-        num_visible = part.num_visible
+        row_entr = -(part.shares * part.log_shares().clamp(min=-1e4))
         inside = slice(part.first_query, part.first_query + weights.shape[2])
         query_position = torch.arange(part.first_query, inside.stop, device=device)
         at = sink[:, None, inside, None].expand(*weights.shape[:3], 1)
@@ -155,7 +153,7 @@ def extreme_token_summary(
         )
         totals += torch.stack([one.float().sum((0, 2)) for one in measured])
         column_mass += weights.sum(2)
-        column_entr += (row_entr if is_softmax else torch.special.entr(weights)).sum(2)
+        column_entr += (row_entr if part.kind == "softmax" else torch.special.entr(weights)).sum(2)
         seen_by += visible.sum(2)
     score, share, num_counted, logit_sum, square_sum, lme_sum, num_compared, row_sum, num_rows = totals
     mean_logit = logit_sum / num_compared

@@ -60,7 +60,7 @@ def scan_snap(call: AttentionCall, stats: TokenStats, most: int = 64) -> dict[st
     """
     few, positions = sampled_queries(call, most)
     (part,) = attention_blocks(few, block=len(positions))
-    weights, visible, num_visible = part.weights(), part.visible, part.num_visible
+    weights, visible, num_visible = part.weights, part.visible, part.num_visible
     counts = num_visible > 1
     entropy = -torch.linalg.vecdot(weights, part.log_weights().clamp(min=-1e4)) / num_visible.clamp(min=2).log()
     measured = {"scan/entropy": _mean(entropy, counts)}
@@ -96,7 +96,7 @@ def attention_on_tokens(call: AttentionCall, vocab: int) -> tuple[Float[Tensor, 
         visible = part.visible
         num_visible = visible.sum(-1, keepdim=True)
         counts = num_visible > 1
-        received += torch.where(counts, part.weights(), 0.0).sum((1, 2))
+        received += torch.where(counts, part.weights, 0.0).sum((1, 2))
         uniform += torch.where(counts, visible / num_visible, 0.0).sum((1, 2))
     empty = torch.zeros(vocab, device=call.key.device)
     flat = tokens.flatten()

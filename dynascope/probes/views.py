@@ -182,6 +182,7 @@ class AttentionBlock:
         """How many they are."""
         return self.visible.sum(-1)
 
+    @cached_property
     def weights(self) -> Float[Tensor, "rows heads block keys"]:
         """What each query gives to each key; 0 where hidden, and in rows that see no key."""
         if self.kind == "softmax":
@@ -191,17 +192,17 @@ class AttentionBlock:
             return self.logits.clamp(min=0) / self.num_visible.unsqueeze(-1).clamp(min=1)
         return self.logits.sigmoid()
 
+    @cached_property
     def shares(self) -> Float[Tensor, "rows heads block keys"]:
         """Each key's share of what its row attends; 0 where the row attends to nothing."""
-        weights = self.weights()
         if self.kind == "softmax":
-            return weights
-        return (weights / weights.sum(-1, keepdim=True)).nan_to_num(nan=0.0)
+            return self.weights
+        return (self.weights / self.weights.sum(-1, keepdim=True)).nan_to_num(nan=0.0)
 
     def log_weights(self) -> Float[Tensor, "rows heads block keys"]:
         """Log of the attention weights; rows that see no key are all -inf, never NaN."""
         if self.kind == "relu":
-            return self.weights().log()
+            return self.weights.log()
         if self.kind == "sigmoid":
             return torch.nn.functional.logsigmoid(self.logits)
         return torch.log_softmax(self.logits, dim=-1).nan_to_num_(nan=-math.inf, neginf=-math.inf)
@@ -222,7 +223,7 @@ def attention_blocks(call: AttentionCall, block: int = 128, most: int | None = N
     `most` only so many queries of each row are looked at, in blocks at even distances of which the last is at the end.
 
     >>> for part in attention_blocks(call, block=64):
-    ...     part.weights().sum(-1)  # ones
+    ...     part.weights.sum(-1)  # ones
     """
     num_heads, num_queries, num_keys = call.query.shape[1], call.query.shape[2], call.key.shape[2]
     groups = num_heads // call.key.shape[1]

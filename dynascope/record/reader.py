@@ -138,7 +138,6 @@ class Record:
 
         What several ranks measured comes as one, the mean over those that have a value.
         """
-        self.info(name)
         held = [(file, found) for file in self.files() if (found := file.find(name)) is not None]
         if len(held) == 1:
             file, (_, declared, shape) = held[0]

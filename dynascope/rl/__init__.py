@@ -34,6 +34,7 @@ from dynascope.rl.entropy.parts import AdaptiveTemperature, entropy_aware
 from dynascope.rl.entropy.signal import EntropySignal, token_entropy
 from dynascope.rl.exploration import PassAtKMixed, TopCovariance, pass_at_k_advantage
 from dynascope.rl.hidden_reward import HiddenReward, gwhes, nthr_reweight, thr_reweight, token_hidden_reward
+from dynascope.rl.hidden_reward_steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.objective import LossView, PolicyObjective
 from dynascope.rl.presets import (
@@ -64,7 +65,6 @@ from dynascope.rl.ratios import log_ratios
 from dynascope.rl.risk.advantage import RiskAdvantage
 from dynascope.rl.risk.measures import mvar_advantage, risk_report
 from dynascope.rl.risk.quantiles import QuantileTracker
-from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.surrogate import clipped_surrogate
 from dynascope.rl.teachers import TeacherScorer, check_teacher, exact_teacher_kl, watch_teacher
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 
 Mode = Literal["zero", "drop"]
 
@@ -139,7 +139,7 @@ def advantage_health(advantage: Float[Tensor, "..."], batch: PolicyBatch, *, sig
 
     >>> told = advantage_health(objective.advantage(batch), batch)
     """
-    by_token = (advantage if advantage.ndim == 2 else advantage[:, None]).expand(batch.mask.shape)
+    by_token = per_token(advantage).expand(batch.mask.shape)
     by_token = by_token.masked_fill(~batch.mask, 0.0)
     left, is_kept = filter_advantages(by_token, sigma=sigma)
     up, down = (left > 0).sum(), (left < 0).sum()

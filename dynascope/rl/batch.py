@@ -15,6 +15,14 @@ _BY_TOKEN_AND_MORE = ("hidden", "logits", "ref_logits", "teacher_logits")
 _BY_COMPLETION = ("rewards", "group_ids", "correct", "is_solved", "is_truncated", "is_demonstration")
 
 
+def per_token(values: Shaped[Tensor, " N"] | Shaped[Tensor, "N T"]) -> Shaped[Tensor, "N _"]:
+    """Values of whole completions as a column, which broadcasts over their tokens; those of tokens as they are.
+
+    >>> per_token(batch.advantage) * batch.mask
+    """
+    return values if values.ndim == 2 else values[:, None]
+
+
 @dataclass(frozen=True, eq=False)
 class PolicyBatch:
     """N completions of at most T tokens, and what is known of them. Only mask, rewards and group ids are always there.

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups, GroupZScore
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.objective import Advantage
 from dynascope.rl.reasoning.pass_at_k import pass_at_k
 
@@ -78,7 +78,7 @@ class TopCovariance:
         assert batch.advantage is not None
         mask, advantage = batch.mask, batch.advantage
         count = mask.sum()
-        by_token = (advantage if advantage.ndim == 2 else advantage[:, None]).expand(mask.shape)
+        by_token = per_token(advantage).expand(mask.shape)
 
         def away(values: Tensor) -> Tensor:
             return values - (values.where(mask, 0.0).sum() / count.clamp(min=1))

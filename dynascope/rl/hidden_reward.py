@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
+from dynascope.rl.batch import per_token
 
 MAX_ANCHOR_NUMBERS = 2**25
 """Numbers of M that are held at once, over groups."""
@@ -136,7 +137,7 @@ def token_hidden_reward(
         if advantage is None:
             sign = torch.where(right, 1.0, -1.0)[:, None].to(wide)
         else:
-            sign = (advantage if advantage.ndim == 2 else advantage[:, None]).to(wide)
+            sign = per_token(advantage).to(wide)
             sign = sign if weighting == "advantage" else sign.sign()
         thr = (sign * influence * has_contrast[:, None]).masked_fill(~mask, 0.0)
     return HiddenReward(thr, influence, tau, means)
@@ -277,7 +278,7 @@ def thr_reweight(
         if tau is None:
             raise ValueError("mask_small=True needs tau, the |THR| up to which a token is dropped")
         weights = weights * (thr.abs() > (tau[:, None] if isinstance(tau, Tensor) else tau))
-    return (advantage if advantage.ndim == 2 else advantage[:, None]) * weights.to(advantage.dtype)
+    return per_token(advantage) * weights.to(advantage.dtype)
 
 
 def nthr_reweight(
@@ -296,7 +297,7 @@ def nthr_reweight(
     """
     eta = 2 * (0.5 - Groups.by(group_ids).mean(correct.to(influence.dtype))).abs()
     is_shared = (influence > (tau[:, None] if isinstance(tau, Tensor) else tau)) & ~correct[:, None]
-    spread = advantage if advantage.ndim == 2 else advantage[:, None].expand_as(influence)
+    spread = per_token(advantage).expand_as(influence)
     return torch.where(is_shared, eta[:, None].to(spread.dtype) * spread, spread)
 
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 
 Kind = Literal["k1", "k2", "k3", "abs", "full"]
 
@@ -142,4 +142,4 @@ class KLTerm:
         if self.keep is None:
             return None
         kept = self.keep(batch).float()
-        return kept[:, None] if kept.ndim == 1 else kept
+        return per_token(kept)

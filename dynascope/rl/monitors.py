@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
+from dynascope.rl.batch import per_token
 from dynascope.rl.reasoning.behaviours import REPETITIVE, BehaviourLabeller, compression_ratio, num_reflections
 from dynascope.rl.reasoning.pass_at_k import pass_at_k
 from dynascope.rl.rollout import Rollout
@@ -47,7 +48,7 @@ def watch_advantages(
 
     >>> told = watch_advantages(rollout, objective.advantages(batch))
     """
-    by_token = advantage if advantage.ndim == 2 else advantage[:, None].expand(rollout.mask.shape)
+    by_token = per_token(advantage).expand(rollout.mask.shape)
     by_token, count = by_token * rollout.mask, rollout.mask.sum().clamp(min=1)
     return {
         "advantage/pushed_up": (by_token > 0).sum() / count,

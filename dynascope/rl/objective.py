@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dynascope.rl.advantages import GroupZScore
 from dynascope.rl.aggregation import Denominator, aggregate
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.ratios import Level, log_ratios
 from dynascope.rl.surrogate import clipped_surrogate
@@ -195,7 +195,7 @@ class PolicyObjective:
         ratio = log_ratio.exp()
 
         view = LossView(batch, ratio.detach(), log_ratio.detach())
-        advantage = batch.advantage if batch.advantage.ndim == 2 else batch.advantage[:, None]
+        advantage = per_token(batch.advantage)
         with torch.no_grad():
             low, high = self.clip(view) if callable(self.clip) else self.clip
             view = replace(view, low=low, high=high)

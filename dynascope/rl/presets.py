@@ -16,10 +16,10 @@ from dynascope.rl.entropy.baselines import (
 from dynascope.rl.entropy.parts import entropy_aware
 from dynascope.rl.entropy.signal import EntropySignal
 from dynascope.rl.exploration import PassAtKMixed, TopCovariance
+from dynascope.rl.hidden_reward_steering import HiddenRewardSteering
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.risk.advantage import RiskAdvantage
-from dynascope.rl.steering import HiddenRewardSteering
 
 grpo = PolicyObjective()
 """2402.03300, without its KL term: `grpo.having(kl=(KLTerm(coefficient=0.04),))` has it."""

@@ -3,9 +3,9 @@
 Works with every causal language model of Hugging Face's interface that has a key-value cache.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -16,6 +16,8 @@ from dynascope.rl.decoding import last_logits, open_decoder, with_positions
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """What configurations of Hugging Face's call a cap or a factor of logits."""
+_Stretch: TypeAlias = tuple[Tensor, list[dict[str, Tensor]]]
+"""Numbers of completions that are decoded together, and what is told of them at each place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +141,7 @@ def sample(
     num, device = len(prompts) * num_samples, prompts.device
     # Of the completions that are still decoded: which they are, and whether they go on.
     rows, is_alive = torch.arange(num, device=device), torch.ones(num, dtype=torch.bool, device=device)
-    stretches: list[tuple[Tensor, list[tuple[Tensor, ...]]]] = [(rows, [])]
+    stretches: list[_Stretch] = [(rows, [])]
     was_training = model.training
     model.eval()
     caught: list[Tensor] = []
@@ -162,9 +164,13 @@ def sample(
             )
             drawn = token.masked_fill(~is_alive[:, None], pad_token)
             behaviour = log_probs.gather(1, token)[:, 0]
-            sampling = behaviour if process is None else draw_from.gather(1, token)[:, 0]
-            stretches[-1][1].append((drawn[:, 0], is_alive, behaviour, sampling, *caught))
-            caught.clear()
+            told = {
+                "tokens": drawn[:, 0],
+                "mask": is_alive,
+                "behaviour_log_probs": behaviour,
+                "sampling_log_probs": behaviour if process is None else draw_from.gather(1, token)[:, 0],
+            }
+            stretches[-1][1].append(told | {"hidden": caught.pop()} if keeps_hidden else told)
             is_alive = is_alive & (token[:, 0] != stop_token)
             if place + 1 == max_new_tokens:
                 break
@@ -187,33 +193,31 @@ def sample(
         if hook is not None:
             hook.remove()
 
-    mask = _side_by_side(stretches, 1, num)
-    width = int(mask.any(0).sum())
+    whole = _side_by_side(stretches, num, {"tokens": pad_token})
+    width = int(whole["mask"].any(0).sum())
     return Rollout.of_prompts(
         prompts,
         prompt_mask,
         num_samples,
-        tokens=_side_by_side(stretches, 0, num, pad_token)[:, :width],
-        mask=mask[:, :width],
-        behaviour_log_probs=_side_by_side(stretches, 2, num)[:, :width],
-        sampling_log_probs=_side_by_side(stretches, 3, num)[:, :width],
-        is_truncated=torch.zeros_like(mask[:, 0]).index_copy(0, rows, is_alive),
+        is_truncated=torch.zeros_like(whole["mask"][:, 0]).index_copy(0, rows, is_alive),
         max_length=max_new_tokens,
         temperature=temperature,
         weights_version=weights_version,
-        hidden=_side_by_side(stretches, 4, num)[:, :width] if keeps_hidden else None,
+        **{name: values[:, :width] for name, values in whole.items()},
     )
 
 
-def _side_by_side(
-    stretches: Sequence[tuple[Tensor, Sequence[tuple[Tensor, ...]]]], which: int, num: int, fill: int = 0
-) -> Tensor:
-    """What was told of each place for some rows, as columns of all rows."""
-    columns = []
-    for rows, told in stretches:
-        values = torch.stack([one[which] for one in told], 1)
-        columns.append(values.new_full((num, *values.shape[1:]), fill).index_copy(0, rows, values))
-    return torch.cat(columns, 1)
+def _side_by_side(stretches: Sequence[_Stretch], num: int, fills: Mapping[str, int]) -> dict[str, Tensor]:
+    """What was told of some rows at each place, as columns of all `num` rows; 0 or its fill where nothing was."""
+
+    def of_all(rows: Tensor, columns: Sequence[Tensor], fill: int) -> Tensor:
+        values = torch.stack(list(columns), 1)
+        return values.new_full((num, *values.shape[1:]), fill).index_copy(0, rows, values)
+
+    return {
+        name: torch.cat([of_all(rows, [one[name] for one in told], fills.get(name, 0)) for rows, told in stretches], 1)
+        for name in stretches[0][1][0]
+    }
 
 
 def score(

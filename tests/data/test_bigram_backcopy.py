@@ -113,9 +113,9 @@ def test_induction_repeats_the_first_follower() -> None:
     task = TASKS["induction"]
     for sequence in drawn(task, 50).tolist():
         followers: dict[int, int] = {}
-        for now, after in itertools.pairwise(sequence):
-            if now in task.triggers.tolist():
-                assert followers.setdefault(now, after) == after
+        for token, follower in itertools.pairwise(sequence):
+            if token in task.triggers.tolist():
+                assert followers.setdefault(token, follower) == follower
 
 
 def test_oracle_has_no_excess_risk_and_a_model_has_some() -> None:

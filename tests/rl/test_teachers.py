@@ -149,21 +149,25 @@ def test_the_exact_divergence_is_the_mean_of_its_estimate(tiny_llama: Any) -> No
     torch.testing.assert_close(found - most, part * rollout.mask, atol=1e-5, rtol=1e-3)
 
 
+def go(model: Any, objective: PolicyObjective, teacher: Any) -> list[Step]:
+    steps: list[Step] = []
+    train(
+        model, objective, Arithmetic((1,)), torch.optim.SGD(model.parameters(), 1.0),
+        LoopConfig(2, num_prompts=2, num_samples=4), generator=torch.Generator().manual_seed(0), teacher=teacher,
+        look=steps.append,
+    )  # fmt: skip
+    return steps
+
+
 @pytest.mark.parametrize("objective", [kdrl, kdrl_masking_response, kdrl_masking_group])
 def test_the_loop_shows_the_teacher_what_is_kept_and_the_teacher_moves_the_policy(
     objective: PolicyObjective, tiny_llama: Any
 ) -> None:
     teacher = another(tiny_llama)
     before = tiny_llama.lm_head.weight.detach().clone()
-    steps: list[Step] = []
-    train(
-        tiny_llama, objective, Arithmetic((1,)), torch.optim.SGD(tiny_llama.parameters(), 1.0),
-        LoopConfig(2, num_prompts=2, num_samples=4), generator=torch.Generator().manual_seed(0), teacher=teacher,
-        look=steps.append,
-    )  # fmt: skip
-    assert (
-        float((tiny_llama.lm_head.weight.detach() - before).abs().max()) > 0
-    )  # no answer is right here: it is the teacher alone
+    steps = go(tiny_llama, objective, teacher)
+    # No answer is right here: it is the teacher alone.
+    assert float((tiny_llama.lm_head.weight.detach() - before).abs().max()) > 0
     assert float(steps[0].metrics["gradient_norm"]) > 0
     assert float(steps[0].metrics["policy/kl/teacher"]) > 0
 
@@ -179,16 +183,6 @@ class Server:
     def __call__(self, rollout: Rollout, rows: Tensor | None = None) -> Tensor:
         self.asked.append(rows)
         return rollout.behaviour_log_probs - 1.0
-
-
-def go(model: Any, objective: PolicyObjective, teacher: Any) -> list[Step]:
-    steps: list[Step] = []
-    train(
-        model, objective, Arithmetic((1,)), torch.optim.SGD(model.parameters(), 1.0),
-        LoopConfig(2, num_prompts=2, num_samples=4), generator=torch.Generator().manual_seed(0), teacher=teacher,
-        look=steps.append,
-    )  # fmt: skip
-    return steps
 
 
 def test_any_callable_that_knows_log_probs_is_a_teacher(tiny_llama: Any) -> None:

@@ -22,7 +22,7 @@ def calls_of(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> list[Attentio
 
 
 def weights_of(call: AttentionCall) -> Tensor:
-    return torch.cat([part.weights() for part in attention_blocks(call, block=4)], dim=2)
+    return torch.cat([part.weights for part in attention_blocks(call, block=4)], dim=2)
 
 
 class Attend(nn.Module):

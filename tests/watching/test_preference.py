@@ -62,12 +62,16 @@ def trainer(folder: Path, kind: type[trl.DPOTrainer], of: str = "llama", **setti
 def test_geometry_is_among_the_trainers_numbers_and_training_stays_as_it_was(tmp_path: Path, of: str) -> None:
     watched = trainer(tmp_path / "a", EntanglementDPOTrainer, of, entanglement_every=1)
     plain = trainer(tmp_path / "b", trl.DPOTrainer, of)
+    expect_geometry_and_the_same_training(watched, plain, num_steps=3)
+
+
+def expect_geometry_and_the_same_training(watched: Any, plain: Any, num_steps: int) -> None:
     watched.train()
     plain.train()
     for one, other in zip(watched.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(one, other)
     logged = [entry for entry in watched.state.log_history if "entanglement/cosine" in entry]
-    assert len(logged) == 3
+    assert len(logged) == num_steps
     assert all(-1 <= entry["entanglement/cosine"] <= 1 for entry in logged)
     assert logged[0]["logps/chosen"] == plain.state.log_history[0]["logps/chosen"]
 

@@ -352,28 +352,25 @@ class SharedPrefix:
     @cached_property
     def runs(self) -> Runs:
         """Prompts, and completions behind the keys of their prompts, for flash attention."""
-        width, (prompt, _, completion) = self.num_columns, self.sizes
-        firsts = self.row_of * width + self.prompt_starts
-        prompts, own = (
-            (
-                start[:, None] + torch.arange(size, device=start.device),
-                torch.arange(size, device=start.device) < length[:, None],
-            )
-            for start, size, length in (
-                (firsts, prompt, self.prompt_lengths),
-                (self.row_of[self.group_of] * width + self.starts, completion, self.completion_lengths),
-            )
-        )
-        whole = torch.cat([prompts[0][self.group_of], own[0]], 1)
-        is_key = torch.cat([prompts[1][self.group_of], own[1]], 1) & (self.completion_lengths > 0)[:, None]
+        firsts, (prompt, _, completion) = self.row_of * self.num_columns, self.sizes
+        prompts, is_prompt = _cells(firsts + self.prompt_starts, self.prompt_lengths, prompt)
+        own, is_own = _cells(firsts[self.group_of] + self.starts, self.completion_lengths, completion)
         is_there = self.completion_lengths > 0
+        paths = torch.cat([prompts[self.group_of], own], 1)
+        is_key = torch.cat([is_prompt[self.group_of], is_own], 1) & is_there[:, None]
         behind = self.completion_lengths[is_there]
         return Runs(
-            torch.cat([prompts[0][prompts[1]], own[0][own[1]]]),
+            torch.cat([prompts[is_prompt], own[is_own]]),
             torch.cat([self.prompt_lengths, behind]),
-            torch.cat([prompts[0][prompts[1]], whole[is_key]]),
+            torch.cat([prompts[is_prompt], paths[is_key]]),
             torch.cat([self.prompt_lengths, self.prompt_lengths[self.group_of][is_there] + behind]),
         )
+
+
+def _cells(firsts: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Flat cells of stretches from their first ones, padded to the longest, and which of them are there."""
+    places = torch.arange(longest, device=firsts.device)
+    return firsts[:, None] + places, places < lengths[:, None]
 
 
 def _rows_with_room(num_tokens: Int[Tensor, " B"], row_length: int) -> Int[Tensor, " B"]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.tasks.rewards import Reward
@@ -86,7 +86,7 @@ class _Terms:
             mask=mask, rewards=rewards, group_ids=group_ids, correct=rewards > 0, max_length=mask.shape[1]
         )
         advantage = self.objective.advantages(batch)
-        by_token = (advantage if advantage.ndim == 2 else advantage[:, None]) * mask
+        by_token = per_token(advantage) * mask
         return by_token, by_token
 
     def loss(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.entropy.signal import EntropySignal
 from dynascope.rl.objective import LossView
 
@@ -39,7 +39,7 @@ class TopEntropy:
 
     def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Float[Tensor, "N T"]:
         assert batch.entropy is not None
-        spread = advantage if advantage.ndim == 2 else advantage[:, None]
+        spread = per_token(advantage)
         least = batch.entropy[batch.mask].quantile(1 - self.share)
         return spread * ((batch.entropy >= least) & batch.mask)
 

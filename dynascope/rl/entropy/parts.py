@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups, group_z_score
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.entropy.signal import EntropySignal, EntropyStats
 from dynascope.rl.objective import Bound, LossView, PolicyObjective
 
@@ -130,7 +130,7 @@ class SamplingCorrection:
         assert batch.behaviour_log_probs is not None
         assert batch.sampling_log_probs is not None
         drift = (batch.behaviour_log_probs - batch.sampling_log_probs).masked_fill(~batch.mask, 0.0)
-        by_token = advantage if advantage.ndim == 2 else advantage[:, None]
+        by_token = per_token(advantage)
         return by_token * drift.exp().clamp(max=self.cap)
 
 

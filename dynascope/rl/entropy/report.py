@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dynascope.rl.batch import per_token
+
 
 def entropy_bins(entropy: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], num_bins: int = 10) -> Int[Tensor, "N T"]:
     """The number of the bin of equal counts that each token's entropy falls in, from 0; −1 at padding.
@@ -57,7 +59,7 @@ def weight_shares(
     >>> weight_shares(torch.tensor([1.0, -1.0]), torch.tensor([[True, False], [True, True]]), torch.tensor([True, False]))
     {'weight/wrong_over_right': tensor(2.), 'weight/token_mean': tensor(-0.3333), 'weight/length_wrong_over_right': tensor(2.)}
     """
-    by_token = (advantage if advantage.ndim == 2 else advantage[:, None]) * mask
+    by_token = per_token(advantage) * mask
     size, lengths = by_token.abs().sum(1), mask.sum(1).float()
     counts = size > 0
     return {

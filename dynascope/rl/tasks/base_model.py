@@ -33,7 +33,10 @@ class Lesson(Protocol):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """What a base model is made of and how long it is taught; more steps give a stronger start for RL."""
+    """What a base model is made of and how long it is taught; more steps give a stronger start for RL.
+
+    Raises ValueError for sizes below 1, or a width that gives no even number to each head.
+    """
 
     task: Lesson = Arithmetic()  # noqa: RUF009 frozen
     num_layers: int = 2
@@ -42,6 +45,15 @@ class BaseModel:
     num_steps: int = 300
     batch_size: int = 128
     lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if min(self.num_layers, self.width, self.num_heads, self.batch_size) < 1 or self.num_steps < 0:
+            raise ValueError(
+                f"num_layers={self.num_layers}, width={self.width}, num_heads={self.num_heads} and "
+                f"batch_size={self.batch_size} must be at least 1, and num_steps={self.num_steps} not negative"
+            )
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"width={self.width} must be a multiple of twice the {self.num_heads} heads")
 
     def config(self) -> Any:
         """The Llama configuration of this size."""

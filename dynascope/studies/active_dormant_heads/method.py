@@ -113,7 +113,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         (inputs[:1],),
         {},
         frozenset({Need.ATTENTION}),
-        lambda need, call: maps.append(next(attention_blocks(call, config.context)).weights()[0, 0]),  # type: ignore[arg-type]
+        lambda need, call: maps.append(next(attention_blocks(call, config.context)).weights[0, 0]),  # type: ignore[arg-type]
     )
     record.add(num_steps, {"map/weights": torch.stack(maps), "map/is_trigger": is_trigger[0].float()})
     domains = {"elsewhere": [(inputs, ~is_trigger)], "triggers": [(inputs, is_trigger)]}

@@ -66,6 +66,9 @@ class Config:
     max_new_tokens: int = 256
     """Of gsm8k."""
 
+    def __post_init__(self) -> None:
+        _ = self.start  # checks its sizes
+
     @property
     def task(self) -> Arithmetic:
         """Sums of these levels."""
@@ -131,10 +134,12 @@ def train_on(
     needs = objective.rollout_needs | objective.loss_needs
     before, model, source = start(), start(), Demonstrations(solve)
     mix = DemonstrationsInGroups(model, task, source) if "is_demonstration" in needs else None
-    relift = Interleaver(model, task, source, batch_size=config.num_prompts, lr=config.lr, seed=seed)
+    relift = None
+    if arm == "relift":
+        relift = Interleaver(model, task, source, batch_size=config.num_prompts, lr=config.lr, seed=seed)
 
     def look(step: Step) -> None:
-        if arm == "relift":
+        if relift is not None:
             record.add(step.number, relift(step))
         elif mix is not None:
             record.add(step.number, {"demonstrations/used": mix.budget.used})

@@ -57,22 +57,22 @@ def rivals(runs: Sequence[Runs]) -> Chart:
         for arm, shown in RIVALS.items()
         if arm in records and "policy/entropy" in records[arm]
     ]
-    chart = (
-        alt.Chart(width=430, height=260)
-        .mark_point(size=45)
-        .encode(
-            x=alt.X("entropy:Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
-            y=alt.Y("right:Q", title="share of right answers", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, scale=_named(RIVALS)),
-            shape=alt.Shape("what:N", title=None, scale=_named(RIVALS)),
-        )
+    chart = marks(
+        RIVALS,
+        x=alt.X("entropy:Q", title="entropy of a token (nats)", scale=alt.Scale(zero=False)),
+        y=alt.Y("right:Q", title="share of right answers", scale=alt.Scale(zero=False)),
     )
     return draw("Part after part, and rivals", "At the end; one mark a seed.", rows, chart)
 
 
-def _named(arms: Mapping[str, str]) -> alt.Scale:
-    """Colour and shape share a legend where their scales have the same domain."""
-    return alt.Scale(domain=list(arms.values()))
+def marks(arms: Mapping[str, str], *, x: alt.X, y: alt.Y) -> alt.Chart:
+    """A mark a row, told apart by colour and shape, which share a legend as their scales have the same domain."""
+    scale = alt.Scale(domain=list(arms.values()))
+    told = {
+        "color": alt.Color("what:N", title=None, scale=scale),
+        "shape": alt.Shape("what:N", title=None, scale=scale),
+    }
+    return alt.Chart(width=430, height=240).mark_point(size=40).encode(x=x, y=y, **told)
 
 
 def guard(runs: Sequence[Runs]) -> Chart:
@@ -86,15 +86,10 @@ def guard(runs: Sequence[Runs]) -> Chart:
             records[arm]["advantage/guarded"].values, records[arm]["weight/token_mean"].values, strict=True
         )
     ]
-    chart = (
-        alt.Chart(width=430, height=220)
-        .mark_point(size=40)
-        .encode(
-            x=alt.X("guarded:Q", title="tokens in groups that the guard compares by completions (%)"),
-            y=alt.Y("mean:Q", title="|mean advantage of a token|"),
-            color=alt.Color("what:N", title=None, scale=_named(AVERAGED)),
-            shape=alt.Shape("what:N", title=None, scale=_named(AVERAGED)),
-        )
+    chart = marks(
+        AVERAGED,
+        x=alt.X("guarded:Q", title="tokens in groups that the guard compares by completions (%)"),
+        y=alt.Y("mean:Q", title="|mean advantage of a token|"),
     )
     return draw("Only the guard keeps advantages from cancelling", "One mark a rollout, all seeds.", rows, chart)
 

@@ -59,6 +59,17 @@ class Config:
     def __post_init__(self) -> None:
         if self.num_minibatches * self.num_passes < 2:
             raise ValueError("one optimizer step a rollout keeps every ratio at 1: use num_passes=2")
+        _ = self.start  # checks its sizes
+
+    @property
+    def task(self) -> Arithmetic:
+        """Sums of one length."""
+        return Arithmetic((self.digits,))
+
+    @property
+    def start(self) -> BaseModel:
+        """The model that every arm starts from."""
+        return BaseModel(self.task, self.num_layers, self.width, num_steps=self.base_steps)
 
 
 @dataclass(frozen=True)
@@ -114,9 +125,7 @@ def learnable(batch: PolicyBatch) -> torch.Tensor:
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     """Reinforcement learning with the arm's parts; whom the objective weighs, and where along entropy the clip acts."""
-    task = Arithmetic((config.digits,))
-    start = BaseModel(task, config.num_layers, config.width, num_steps=config.base_steps)
-    model = start_model(record, start, seed)
+    model = start_model(record, config.start, seed)
     objective = arm.objective(config)
     deciles = {"decile": list(range(1, NUM_BINS + 1))}
     told = {"clip_by_entropy/low": "Share of tokens whose gradient the lower bound took."}
@@ -139,14 +148,14 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         record,
         model,
         objective,
-        task,
+        config.task,
         LoopConfig(config.num_steps, config.num_prompts, config.num_samples, config.num_minibatches, config.num_passes),
         lr=config.lr,
         seed=seed,
         evaluation=Evaluation(config.test_problems, config.test_samples, config.test_every),
         look=look,
         keep=learnable,
-        ref_model=start_model(record, start, seed) if "ref_log_probs" in objective.loss_needs else None,
+        ref_model=start_model(record, config.start, seed) if "ref_log_probs" in objective.loss_needs else None,
         process=AdaptiveTemperature({STOP, PAD}, tau=config.tau) if arm.adapts_temperature else None,
     )
 

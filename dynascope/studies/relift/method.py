@@ -91,6 +91,7 @@ class Config:
             raise ValueError("num_steps, num_prompts, num_samples, sft_batch and num_questions must be at least 1")
         if not 1 <= self.num_looks <= self.num_steps:
             raise ValueError(f"num_looks={self.num_looks} must be between 1 and num_steps={self.num_steps}")
+        _ = self.base  # checks its sizes
 
     @property
     def task(self) -> Arithmetic:

@@ -51,6 +51,17 @@ class Config:
     def __post_init__(self) -> None:
         if self.test_samples < 8:
             raise ValueError(f"test_samples={self.test_samples}: Pass@8 needs at least 8")
+        _ = self.start  # checks its sizes
+
+    @property
+    def task(self) -> Arithmetic:
+        """Sums of one length."""
+        return Arithmetic((self.digits,))
+
+    @property
+    def start(self) -> BaseModel:
+        """The model that every arm starts from."""
+        return BaseModel(self.task, self.num_layers, self.width, num_steps=self.base_steps)
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
 
     Every arm has the measures of its bundles on record, whether they are its objective or not.
     """
-    task = Arithmetic((config.digits,))
-    model = start_model(record, BaseModel(task, config.num_layers, config.width, num_steps=config.base_steps), seed)
+    model = start_model(record, config.start, seed)
     objective = arm.objective(config, seed)
     mean = estimator(config, "mean", seed)
     own = objective.advantage
@@ -122,7 +132,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         record,
         model,
         objective,
-        task,
+        config.task,
         LoopConfig(config.num_steps, config.num_prompts, config.num_samples, config.num_minibatches, config.num_passes),
         lr=config.lr,
         seed=seed,

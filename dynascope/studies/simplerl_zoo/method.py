@@ -7,7 +7,7 @@ of the questions, and whether the base is first fine-tuned on plain chains. All 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -61,6 +61,8 @@ class Config:
             raise ValueError("num_steps, num_prompts, num_samples, test_every and base_steps must be at least 1")
         if self.test_samples < 8:
             raise ValueError(f"test_samples={self.test_samples}: pass@8 needs at least 8")
+        for strength in get_args(Strength):
+            self.base(strength)  # checks its sizes
 
     def base(self, strength: Strength) -> BaseModel:
         """One of the zoo."""

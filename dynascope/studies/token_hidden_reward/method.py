@@ -18,11 +18,11 @@ from dynascope.record import Series
 from dynascope.rl.advantages import group_z_score
 from dynascope.rl.entropy.baselines import TopEntropy
 from dynascope.rl.hidden_reward import HiddenReward, token_hidden_reward
+from dynascope.rl.hidden_reward_steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import grpo, kl_cov, pass_at_k_mixed
 from dynascope.rl.rollout import Rollout, score
-from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
@@ -55,11 +55,17 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 < self.p < 1 or self.num_samples < 2 or self.step_length <= 0:
             raise ValueError("p must lie between 0 and 1, num_samples be at least 2 and step_length positive")
+        _ = self.start  # checks its sizes
 
     @property
     def task(self) -> Arithmetic:
         """Sums of these levels."""
         return Arithmetic(self.digits)
+
+    @property
+    def start(self) -> BaseModel:
+        """The model that every arm starts from."""
+        return BaseModel(self.task, num_layers=self.num_layers, width=self.width, num_steps=self.base_steps)
 
     @property
     def loop(self) -> LoopConfig:
@@ -116,8 +122,7 @@ def tilt(config: Config, arm: Arm) -> float | Callable[[int], float] | HoldEntro
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     """Reinforcement learning with the arm's objective."""
-    spec = BaseModel(config.task, num_layers=config.num_layers, width=config.width, num_steps=config.base_steps)
-    model = start_model(record, spec, seed)
+    model = start_model(record, config.start, seed)
     record.declare(Series("thr/concentration", ("top",), coords={"top": [f"{share:.0%}" for share in TOP]}))
     if arm == ARMS["neutral"]:
         try_mechanism(config, model, seed, record)

@@ -168,7 +168,7 @@ def test_trls_trainer_runs_it(
     told = [log for log in ours.state.log_history if "policy/policy_loss" in log]
     assert len(told) == 2
     assert all(torch.isfinite(torch.tensor(log["policy/entropy"])) for log in told)
-    moved = [float((now - old).abs().max()) for now, old in zip(tiny_llama.parameters(), before, strict=True)]
+    moved = [float((new - old).abs().max()) for new, old in zip(tiny_llama.parameters(), before, strict=True)]
     assert max(moved) > 1e-5
 
 

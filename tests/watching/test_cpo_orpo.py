@@ -8,10 +8,10 @@ import pytest
 import torch
 import trl.experimental.cpo as cpo
 import trl.experimental.orpo as orpo
-from test_preference import model, pairs, tokenizer
+from test_preference import expect_geometry_and_the_same_training, model, pairs, tokenizer
 
 from dynascope.losses import PreferencePairs, margin_loss
-from dynascope.watching.concatenated_preference import EntanglementCPOTrainer, EntanglementORPOTrainer
+from dynascope.watching.cpo_orpo import EntanglementCPOTrainer, EntanglementORPOTrainer
 
 
 def make(folder: Path, kind: Any, settings: Any, of: datasets.Dataset | None = None, **own: Any) -> Any:
@@ -35,14 +35,7 @@ def test_geometry_is_among_the_trainers_numbers_and_training_stays_as_it_was(
     tmp_path: Path, watched: Any, plain: Any
 ) -> None:
     one, other = make(tmp_path / "a", watched, {}, entanglement_every=1), make(tmp_path / "b", plain, {})
-    one.train()
-    other.train()
-    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-    logged = [entry for entry in one.state.log_history if "entanglement/cosine" in entry]
-    assert len(logged) == 2
-    assert all(-1 <= entry["entanglement/cosine"] <= 1 for entry in logged)
-    assert logged[0]["logps/chosen"] == other.state.log_history[0]["logps/chosen"]
+    expect_geometry_and_the_same_training(one, other, num_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,14 @@ import pytest
 import torch
 from hidden_world import World
 
+from dynascope.rl.hidden_reward_steering import (
+    HiddenRewardSteering,
+    HoldEntropy,
+    RandomTokens,
+    SharedTokenRelief,
+    positive_only,
+)
 from dynascope.rl.presets import grpo, gspo, thr, thr_gspo
-from dynascope.rl.steering import HiddenRewardSteering, HoldEntropy, RandomTokens, SharedTokenRelief, positive_only
 
 
 def test_uniform_groups_keep_their_advantage() -> None:

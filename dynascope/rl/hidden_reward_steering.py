@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.hidden_reward import (
     HiddenReward,
     Normalise,
@@ -185,4 +185,4 @@ class RandomTokens:
         # On the CPU, so that a seed means the same on every device.
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + batch.step)
         is_kept = torch.rand(batch.mask.shape, generator=generator).to(advantage.device) >= self.share
-        return (advantage if advantage.ndim == 2 else advantage[:, None]) * (is_kept & batch.mask)
+        return per_token(advantage) * (is_kept & batch.mask)
