@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dynascope.record import Series, open_record
-from dynascope.studies import Claim, Runs, StudyRecord, judge
+from dynascope.studies import Runs, StudyRecord
 
 Values = Mapping[str, object]
 
@@ -35,9 +35,3 @@ def worlds_of(world: World, folder: Path, num_seeds: int) -> dict[bool, list[Run
         is_effect: [world(folder / f"{is_effect}-{seed}", seed, is_effect=is_effect) for seed in range(num_seeds)]
         for is_effect in (True, False)
     }
-
-
-def assert_tells_apart(claim: Claim, worlds: Mapping[bool, list[Runs]]) -> None:
-    """The claim holds where the effect is, and does not where it is not: it can fail."""
-    assert judge(claim, worlds[True]).holds is True
-    assert judge(claim, worlds[False]).holds is False

@@ -4,16 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, worlds_of
+from every_study import StudyTests
 
 from dynascope.findings.extreme_tokens import detect_extreme_tokens
 from dynascope.record import Series, open_record
-from dynascope.studies import Runs, StudyRecord, load_study, run_study
+from dynascope.studies import Runs, StudyRecord, Verdict, load_study
 from dynascope.studies.active_dormant_heads.method import Config
-from dynascope.studies.harness.report import report_study
 
 STUDY = load_study("active-dormant-heads")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 STEPS = (0, 1, 10, 50, 100, 200, 300)
 
 
@@ -51,29 +49,18 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return runs
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 5
 
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 5
-    record = open_record(verdict.run / "deep-adam" / "seed-0")
-    assert record["extreme/output_drain"].sizes["layer"] == 3
-    assert record["heads/loss_change"].sizes["head"] == 3
-    assert np.isfinite(detect_extreme_tokens(record).reinforcement)
-    starts = [
-        open_record(verdict.run / arm / "seed-0")["extreme/peak_mean"].values[0] for arm in ("deep-adam", "deep-sgd")
-    ]
-    np.testing.assert_array_equal(*starts)  # arms of one shape start from the same weights
+    def test_heads_and_layers_are_recorded_and_arms_of_one_shape_start_alike(self, smoke: Verdict) -> None:
+        record = open_record(smoke.run / "deep-adam" / "seed-0")
+        assert record["extreme/output_drain"].sizes["layer"] == 3
+        assert record["heads/loss_change"].sizes["head"] == 3
+        assert np.isfinite(detect_extreme_tokens(record).reinforcement)
+        other = open_record(smoke.run / "deep-sgd" / "seed-0")
+        np.testing.assert_array_equal(*(one["extreme/peak_mean"].values[0] for one in (record, other)))
 
 
 @pytest.mark.parametrize("settings", [{"num_steps": 2}, {"batch_size": 0}, {"context": 4}])

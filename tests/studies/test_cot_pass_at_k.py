@@ -6,17 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
-from dynascope.studies import Runs, load_study, run_study
+from dynascope.studies import Runs, load_study
 from dynascope.studies.cot_pass_at_k.claims import early_rise
 from dynascope.studies.cot_pass_at_k.method import Config
 from dynascope.studies.cot_pass_at_k.scratchpads import Puzzle, Scratchpads
-from dynascope.studies.harness.report import report_study
 from dynascope.theory.logic_prior import estimate_logic_prior
 
 STUDY = load_study("cot-pass-at-k")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -43,27 +42,16 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return fabricate(folder, {**bandits, "grpo": grpo, "shortcut": shortcut})
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 5
 
 
 def test_early_rise_looks_at_the_first_fifth_alone(tmp_path: Path) -> None:
     flat = np.concatenate([np.full(20, 0.5), np.full(80, 0.9)])
     runs = fabricate(tmp_path, {"grpo": {"reasoning/chain_correct": flat}})
     assert early_rise(runs["grpo"]) == pytest.approx(0)
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 5
 
 
 def test_the_rule_checks_chain_and_answer_apart() -> None:

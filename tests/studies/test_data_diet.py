@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
 from dynascope.record import Series, open_record
-from dynascope.studies import Runs, StudyRecord, load_study, run_study
+from dynascope.studies import Runs, StudyRecord, Verdict, load_study
 
 STUDY = load_study("data-diet")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 SIZE, RUNS = 200, 4
 
 
@@ -63,27 +63,17 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return runs
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 6
 
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
-
-
-def test_smoke_preset_runs_every_arm(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    assert {judgement.claim.id for judgement in verdict.judgements if judgement.measured is not None} >= {
-        "C1-cost",
-        "C4",
-        "C5",
-    }
-    noisy = open_record(verdict.run / "score-noisy" / "seed-0")
-    assert noisy["mislabelled"].values.mean() == pytest.approx(0.1, abs=0.002)
-    assert open_record(verdict.run / "el2n-30" / "seed-0")["kept"].values[0] == round(0.3 * 297)
+    def test_smoke_preset_measures_and_keeps_what_it_should(self, smoke: Verdict) -> None:
+        measured = {judgement.claim.id for judgement in smoke.judgements if judgement.measured is not None}
+        assert measured >= {"C1-cost", "C4", "C5"}
+        noisy = open_record(smoke.run / "score-noisy" / "seed-0")
+        assert noisy["mislabelled"].values.mean() == pytest.approx(0.1, abs=0.002)
+        assert open_record(smoke.run / "el2n-30" / "seed-0")["kept"].values[0] == round(0.3 * 297)
 
 
 def test_pruned_arms_build_on_scores() -> None:

@@ -1,22 +1,22 @@
 """Each claim of exact-permutations tells a world with the effect from one without; and the study runs."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, worlds_of
+from every_study import StudyTests
+from fabricated import worlds_of
 
 from dynascope.record import open_record
-from dynascope.studies import Runs, StudyRecord, load_study, run_study
+from dynascope.studies import Claim, Runs, StudyRecord, load_study
 from dynascope.studies.exact_permutations.method import CLOSED_K, PAPERS_SIZES, SAMPLED_K, Config
-from dynascope.studies.harness.report import report_study
 from dynascope.theory.permutations import ensemble_size, permutation_predictor
 
 STUDY = load_study("exact-permutations")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 
 
-def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
+def world(folder: Path, seed: int, *, is_effect: bool, claim: str) -> Runs:
     """One seed's records in a world where the paper is right about everything, or about nothing."""
     jitter = 1 + 0.01 * seed
     k = np.array(CLOSED_K, float)
@@ -30,7 +30,7 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
         for at, size in enumerate(SAMPLED_K):
             exact = ensemble_size(size, 0.1) if is_effect else 3 * ensemble_size(size, 0.1)
             found = {delta: float(sizes[at]) * (1 if is_papers else 8) for delta, sizes in PAPERS_SIZES.items()}
-            if kernel == "ntk" and CLAIM_UNDER_TEST == "C4":
+            if kernel == "ntk" and claim == "C4":
                 found = dict.fromkeys(PAPERS_SIZES, float(exact))
             steps[f"sampled-{kernel}"][size] = {f"size/{delta}": value * jitter for delta, value in found.items()}
         limit, gap = permutation_predictor(5, 2, kernel), 0.0 if is_effect else 0.2  # type: ignore[arg-type]
@@ -53,23 +53,14 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return runs
 
 
-CLAIM_UNDER_TEST = ""
+class TestStudy(StudyTests):
+    study = STUDY
+    num_figures = 3
 
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(
-    claim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The same sizes serve two claims that no one world can satisfy: the paper's own are not the tangent kernel's.
-    monkeypatch.setitem(globals(), "CLAIM_UNDER_TEST", claim)
-    assert_tells_apart(CLAIMS[claim], worlds_of(world, tmp_path, num_seeds=3))
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 3
+    @pytest.fixture
+    def worlds(self, claim: Claim, tmp_path: Path) -> dict[bool, list[Runs]]:
+        """The same sizes serve two claims that no one world can satisfy: the paper's own are not the tangent kernel's."""
+        return worlds_of(partial(world, claim=claim.id), tmp_path, self.num_seeds)
 
 
 @pytest.mark.parametrize("settings", [{"width": 0}, {"num_networks": 1}, {"delta_all": 1.0}])

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
-from dynascope.studies import Runs, judge, load_study, run_study
+from dynascope.studies import Runs, judge, load_study
 from dynascope.studies.grokking_lazy_rich.claims import at
 from dynascope.studies.grokking_lazy_rich.method import ALPHAS, Arm, Config, committee
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.report import report_study
 
 STUDY = load_study("grokking-lazy-rich")
 CLAIMS = {claim.id: claim for claim in STUDY.claims}
@@ -61,14 +61,10 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return fabricate(folder, arms)
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 5
 
 
 def test_two_tasks_that_are_never_learnt_say_nothing_of_the_gap(tmp_path: Path) -> None:
@@ -77,13 +73,6 @@ def test_two_tasks_that_are_never_learnt_say_nothing_of_the_gap(tmp_path: Path) 
     judged = judge(CLAIMS["C7-digits"], [runs, runs, runs])
     assert judged.holds is None
     assert judged.measured is None
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 5
 
 
 def test_impossible_settings_are_told(tmp_path: Path) -> None:

@@ -4,17 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
 from dynascope.data.in_context.linear_regression import toeplitz_covariance
-from dynascope.studies import Runs, load_study, run_study
-from dynascope.studies.harness.report import report_study
+from dynascope.studies import Runs, load_study
 from dynascope.studies.icl_linear_regression.claims import all_but_one
 from dynascope.studies.icl_linear_regression.method import RHO, Config
 from dynascope.theory.in_context_regression import preconditioner
 
 STUDY = load_study("icl-linear-regression")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 NETWORKS = 5
 
 
@@ -59,29 +58,16 @@ def by_length(trained: object, longer: object) -> np.ndarray:
     return np.stack([np.asarray(trained, float), np.asarray(longer, float)])[None, :, :, None]
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 8
 
 
 def test_one_network_may_stall_and_no_more() -> None:
     assert all_but_one([1.0, 9.0, 3.0]) == 3
     assert all_but_one([1.0, 9.0, 3.0], high_is_good=True) == 3
     assert all_but_one([7.0]) == 7
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    sizes = [len(picture.read_bytes()) for picture in pictures.glob("*.png")]
-    assert len(sizes) == 8
-    assert min(sizes) > 5000  # a chart that cannot be drawn is an empty picture
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
-from dynascope.studies import Runs, load_study, run_study
-from dynascope.studies.harness.report import report_study
+from dynascope.studies import Runs, judge, load_study
 from dynascope.studies.mamba_icl_outliers.method import Config
 
 STUDY = load_study("mamba-icl-outliers")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -45,30 +44,21 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return fabricate(folder, arms)
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 4
+    told_apart_elsewhere = ("C8-half",)
 
-
-# A gate cannot be flat and too steep in one world.
-@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim != "C8-half"])
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
-
-
-def test_a_gate_that_falls_too_fast_is_told(tmp_path: Path, worlds: dict[bool, list[Runs]]) -> None:
-    steep = [
-        fabricate(tmp_path / f"{at}", {"gated": {"mamba/decay_slope": np.array([[-1.5 + 0.01 * at]])}})
-        for at in range(3)
-    ]
-    assert_tells_apart(CLAIMS["C8-half"], {True: worlds[True], False: steep})
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 4
+    def test_a_gate_that_falls_too_fast_is_told(self, tmp_path: Path, worlds: dict[bool, list[Runs]]) -> None:
+        """It cannot be flat in the same world."""
+        steep = [
+            fabricate(tmp_path / f"{at}", {"gated": {"mamba/decay_slope": np.array([[-1.5 + 0.01 * at]])}})
+            for at in range(3)
+        ]
+        claim = next(one for one in STUDY.claims if one.id == "C8-half")
+        assert judge(claim, worlds[True]).holds is True
+        assert judge(claim, steep).holds is False
 
 
 @pytest.mark.parametrize(("settings", "told"), [({"gated_steps": 0}, "at least 1"), ({"num_tests": 1}, "at least 2")])

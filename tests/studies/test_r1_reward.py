@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
 from dynascope.rl.presets import preset
-from dynascope.studies import Runs, load_study, run_study
-from dynascope.studies.harness.report import report_study
+from dynascope.studies import Runs, Verdict, load_study
 from dynascope.studies.r1_reward.judging import Judging, Pair, SumReward
 from dynascope.studies.r1_reward.method import Arm, Config
 
 STUDY = load_study("r1-reward")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -49,23 +48,14 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     )
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 4
 
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
-
-
-def test_smoke_preset_runs_every_arm_breaks_what_must_break_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
-    assert verdict.failures == {}
-    measured = {one.claim.id: one.measured for one in verdict.judgements}
-    assert (measured["C1-broken"], measured["C1-held"]) == (1, 0)
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 4
+    def test_smoke_preset_breaks_what_must_break(self, smoke: Verdict) -> None:
+        measured = {one.claim.id: one.measured for one in smoke.judgements}
+        assert (measured["C1-broken"], measured["C1-held"]) == (1, 0)
 
 
 def test_both_parts_are_the_preset() -> None:

@@ -5,15 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
 from dynascope.rl.tasks.arithmetic import Sum
-from dynascope.studies import Runs, load_study, run_study
-from dynascope.studies.harness.report import report_study
+from dynascope.studies import Runs, load_study
 from dynascope.studies.relift.method import CarelessArithmetic, CarelessSum, Config, accept, passes
 
 STUDY = load_study("relift")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -32,14 +31,10 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return fabricate(folder, arms)
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 4
 
 
 def test_the_base_models_data_lose_the_last_carry_and_nothing_else() -> None:
@@ -52,13 +47,6 @@ def test_the_base_models_data_lose_the_last_carry_and_nothing_else() -> None:
     assert wrong == [one for one in problems if passes(one)]
     assert all(one.check(one.completion).is_chain_right for one in wrong)
     assert 0.15 < len(wrong) / len(problems) < 0.35
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 4
 
 
 @pytest.mark.parametrize("settings", [{"num_steps": 0}, {"num_looks": 0}, {"num_steps": 2, "num_looks": 3}])

@@ -4,15 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, worlds_of
+from every_study import StudyTests
 
 from dynascope.record import Series, open_record
-from dynascope.studies import Runs, StudyRecord, load_study, run_study
-from dynascope.studies.harness.report import report_study
+from dynascope.studies import Runs, StudyRecord, Verdict, load_study
 from dynascope.studies.riskpo.method import ARMS, Config
 
 STUDY = load_study("riskpo")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 # By arm in the world of the paper: entropy, Pass@1, Pass@8.
 RIGHT = {"grpo-sequence": (0.2, 0.8, 0.95), "riskpo": (0.3, 0.75, 0.97), "seeking": (0.22, 0.8, 0.95)}
 WRONG = {"grpo-sequence": (0.3, 0.8, 0.95), "riskpo": (0.1, 0.4, 0.6), "seeking": (0.2, 0.8, 0.95)}
@@ -42,26 +40,17 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return {name: open_record(folder / name) for name in ARMS}
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
-
-
 @pytest.mark.filterwarnings("ignore:only .* bundles lie below")
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path / "runs" / "studies")
-    assert verdict.failures == {}
-    for arm in ARMS:  # of GRPO too, so that tails can be compared
-        tail = open_record(verdict.run / arm / "seed-0")["risk/cvar"].values
-        assert len(tail) == 12
-        assert (tail >= 0).all()
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 4
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 4
+
+    def test_tails_are_recorded_of_grpo_too(self, smoke: Verdict) -> None:
+        for arm in ARMS:
+            tail = open_record(smoke.run / arm / "seed-0")["risk/cvar"].values
+            assert len(tail) == 12
+            assert (tail >= 0).all()
 
 
 def test_a_test_that_is_too_small_is_told() -> None:

@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fabricated import assert_tells_apart, worlds_of
+from every_study import StudyTests
 from torch.nn.functional import cross_entropy
 
 from dynascope.data import SequenceClassData
 from dynascope.nn import YZTransformer
 from dynascope.optim import attention_decoder_param_groups
 from dynascope.record import Series, open_record
-from dynascope.studies import Runs, StudyRecord, load_study, run_study
-from dynascope.studies.harness.report import report_study
+from dynascope.studies import Runs, StudyRecord, load_study
 from dynascope.studies.scan_and_snap.synthetic import MOMENTUM, RATES, RATIOS, Config, train_cells
 from dynascope.theory.scan_snap import class_mixtures
 
@@ -70,14 +69,10 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return runs
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 5
 
 
 def test_entropy_that_does_not_fall_is_no_snap(tmp_path: Path) -> None:
@@ -119,13 +114,6 @@ def test_cells_side_by_side_are_the_module_under_two_optimizers(start: str) -> N
         torch.testing.assert_close(Z[0, place], model.Z.detach(), rtol=1e-4, atol=1e-5)
     moved = class_mixtures(Z, data.population()) - data.population().probs
     assert float(moved.abs().max()) > 0.01
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 5
 
 
 @pytest.mark.parametrize("settings", [{"num_steps": 0}, {"num_repetitions": 0}, {"window": 2}, {"length": 1}])

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from fabricated import assert_tells_apart, worlds_of
+from every_study import StudyTests
 
 from dynascope.record import Finding, Series, open_record
-from dynascope.studies import Runs, StudyRecord, load_study, run_study
+from dynascope.studies import Runs, StudyRecord, Verdict, load_study
 from dynascope.studies.sigma_reparam.method import LR_FACTORS, TEXT_ARMS, at
 
 STUDY = load_study("sigma-reparam")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 NUM_STEPS = 40
 
 
@@ -62,22 +60,16 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return runs
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=5)
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 4
+    num_seeds = 5
 
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
-
-
-def test_smoke_preset_runs_every_arm(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    record = open_record(verdict.run / at("sigma", 1.0) / "seed-0")
-    assert record["attention/entropy_normalized"].dims == ("step", "layer", "head")
-    assert {"loss", "growth/qk", "gradients/total_norm"} <= set(record.names())
+    def test_attention_and_growth_are_recorded(self, smoke: Verdict) -> None:
+        record = open_record(smoke.run / at("sigma", 1.0) / "seed-0")
+        assert record["attention/entropy_normalized"].dims == ("step", "layer", "head")
+        assert {"loss", "growth/qk", "gradients/total_norm"} <= set(record.names())
 
 
 def test_arms_of_a_seed_see_the_same_text(tmp_path: Path) -> None:

@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import assert_tells_apart, fabricate, worlds_of
+from every_study import StudyTests
+from fabricated import fabricate
 
 from dynascope.rl.presets import kl_cov
-from dynascope.studies import Runs, load_study, run_study
-from dynascope.studies.harness.report import report_study
+from dynascope.studies import Runs, load_study
 from dynascope.studies.token_hidden_reward.method import ARMS, Config, objective
 
 STUDY = load_study("token-hidden-reward")
-CLAIMS = {claim.id: claim for claim in STUDY.claims}
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -34,21 +33,10 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return fabricate(folder, arms)
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-    return worlds_of(world, tmp_path_factory.mktemp("worlds"), num_seeds=3)
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(claim: str, worlds: dict[bool, list[Runs]]) -> None:
-    assert_tells_apart(CLAIMS[claim], worlds)
-
-
-def test_smoke_preset_runs_every_arm_and_draws_every_figure(tmp_path: Path) -> None:
-    verdict = run_study(STUDY, preset="smoke", seeds=1, jobs=1, root=tmp_path)
-    assert verdict.failures == {}
-    pictures = report_study(verdict.run, tmp_path / "pictures")
-    assert len(list(pictures.glob("*.png"))) == 5
+class TestStudy(StudyTests):
+    study = STUDY
+    world = staticmethod(world)
+    num_figures = 5
 
 
 def test_a_turning_tilt_goes_from_one_side_to_the_other() -> None:
