@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from dynascope.findings.history import Streak
+from dynascope.findings.history import Streak, log_slope
 from dynascope.record import Finding, Piece, Record
 
 
@@ -209,18 +209,6 @@ def reinforcement(sink: Float[np.ndarray, " looks"], drain: Float[np.ndarray, " 
     from scipy import stats  # a training that is watched does without it
 
     return float(stats.spearmanr(sink[known], -drain[known]).statistic)
-
-
-def log_slope(steps: Int[np.ndarray, " looks"], values: Float[np.ndarray, " looks"], since: float) -> float:
-    """Least-squares slope of values against the log of the step, from a step on; NaN for fewer than two looks.
-
-    >>> log_slope(np.array([1, 10, 100]), 0.5 * np.log([1, 10, 100]), since=1)
-    0.5
-    """
-    late = (steps >= max(since, 1)) & np.isfinite(values)
-    if late.sum() < 2:
-        return float("nan")
-    return float(np.polyfit(np.log(steps[late]), values[late], 1)[0])
 
 
 def lead(first: Float[np.ndarray, " looks"], second: Float[np.ndarray, " looks"], most: int = 5) -> int:

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from dynascope.findings.extreme_tokens import log_slope, reinforcement
+from dynascope.findings.extreme_tokens import reinforcement
+from dynascope.findings.history import log_slope
 from dynascope.record import Record
 from dynascope.studies.harness import Claim
 
