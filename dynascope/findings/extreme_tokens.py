@@ -120,8 +120,9 @@ class ExtremeTokens:
                     ),
                     evidence={"peak": float(now[block]), "growth": float(grown[block]), "sink_since": self._sink_since},
                     remedy=(
-                        "torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)  # with warm-up, instead of Adam, whose "
-                        "steps of constant size make the peak grow; or ReLU attention"
+                        "optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4); "
+                        "warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=500)  # instead of Adam, "
+                        "whose steps of constant size make the peak grow; or ReLU attention"
                     ),
                     source="2410.13835, section 3; threshold ours",
                     series="residual/peak",

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import numpy as np
+
 from dynascope.findings.extreme_tokens import reinforcement
 from dynascope.findings.history import log_slope
 from dynascope.record import Record
@@ -14,6 +16,12 @@ LATE = 0.25
 def last(record: Record, name: str) -> float:
     """A series of the one layer's one head, at the end."""
     return float(record[name].values[-1].squeeze())
+
+
+def at_sink(record: Record, name: str) -> float:
+    """A series at the end, in the layer and head with the strongest sink."""
+    scores = record["extreme/sink_score"].values[-1]
+    return float(record[name].values[-1][np.unravel_index(scores.argmax(), scores.shape)])
 
 
 def peak_growth(record: Record) -> float:
@@ -118,6 +126,36 @@ CLAIMS = [
         measure=lambda runs: peak_growth(runs["deep-sgd"]),
         op="<",
         threshold=1.15,
+    ),
+    Claim(
+        id="relu-grows-none",
+        statement="Nor does ReLU attention, which has no sink to feed it.",
+        source="Section 3.3, Figure 8",
+        paper_value=None,
+        quantity="residual ratio of <s> after the middle block, end over a third of the way",
+        measure=lambda runs: peak_growth(runs["deep-relu"]),
+        op="<",
+        threshold=1.15,
+    ),
+    Claim(
+        id="sgd-keeps-the-sink",
+        statement="Sinks there are under SGD too: only the peak is Adam's.",
+        source="Section 3.3, Figure 8",
+        paper_value=None,
+        quantity="attention to <s> on queries that are no triggers, three layers, the strongest",
+        measure=lambda runs: at_sink(runs["deep-sgd"], "extreme/sink_score"),
+        op=">",
+        threshold=0.5,
+    ),
+    Claim(
+        id="sgd-keeps-the-drain",
+        statement="And their values drain.",
+        source="Section 3.3, Figure 8",
+        paper_value=None,
+        quantity="norm of the value of <s> over the mean of the others, three layers, the strongest sink",
+        measure=lambda runs: at_sink(runs["deep-sgd"], "extreme/value_drain"),
+        op="<",
+        threshold=0.5,
     ),
     Claim(
         id="mutual-reinforcement",

@@ -9,7 +9,13 @@ import numpy as np
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
 
-ARMS = {"softmax": "softmax", "relu": "ReLU", "deep-adam": "3 layers, Adam", "deep-sgd": "3 layers, SGD"}
+ARMS = {
+    "softmax": "softmax",
+    "relu": "ReLU",
+    "deep-adam": "3 layers, Adam",
+    "deep-relu": "3 layers, Adam, ReLU",
+    "deep-sgd": "3 layers, SGD",
+}
 COLOR = alt.Color("arm:N", title=None, sort=list(ARMS.values()))
 
 
@@ -128,7 +134,7 @@ def sink_logits(runs: Sequence[Runs]) -> Chart:
 
 
 def remedies(runs: Sequence[Runs]) -> Chart:
-    """Quantization risk after each of three blocks at the end, under Adam and SGD."""
+    """Quantization risk after each of three blocks at the end, with and without the remedies."""
     rows = [
         {"block": block + 1, "risk": float(value), "arm": label, "seed": seed}
         for seed, records in enumerate(runs)
@@ -147,7 +153,7 @@ def remedies(runs: Sequence[Runs]) -> Chart:
         )
     )
     told = "How much of a quantizer's range one channel takes, at the end of training; a point a seed."
-    return draw("What SGD does for quantization", told, rows, chart)
+    return draw("What the remedies do for quantization", told, rows, chart)
 
 
 def heads(runs: Sequence[Runs]) -> Chart:
