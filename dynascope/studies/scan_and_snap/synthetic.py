@@ -50,6 +50,10 @@ class Config:
     """Of two blocks on text, whose steps take six times as long as one layer's."""
     text_batch: int = 20
     """Windows a step; the model with one target a window gets ten times as many."""
+    dropout: float = 0.0
+    """Of the ordinary layer."""
+    clip: float | None = None
+    """Largest norm of a gradient on text."""
     num_windows: int = 560
     """Held-out windows that attention is read from at the start and the end."""
 

@@ -33,20 +33,21 @@ class OneLayer(nn.Module):
     torch.Size([8, 35, 2000])
     """
 
-    def __init__(self, vocab: int, width: int) -> None:
+    def __init__(self, vocab: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab, width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(width, vocab)
 
     def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:
-        x = self.embedding(tokens)
+        x = self.dropout(self.embedding(tokens))
         normed = self.norms[0](x)
         query, key, value = (part(normed)[:, None] for part in (self.query, self.key, self.value))
-        x = x + self.out(scaled_dot_product_attention(query, key, value, is_causal=True)[:, 0])
-        x = x + self.mlp(self.norms[1](x))
+        x = x + self.dropout(self.out(scaled_dot_product_attention(query, key, value, is_causal=True)[:, 0]))
+        x = x + self.dropout(self.mlp(self.norms[1](x)))
         logits: Tensor = self.decoder(self.norms[2](x))
         return logits
 
@@ -101,7 +102,7 @@ def train_on_text(config: Config, arm: Arm, seed: int, record: StudyRecord) -> N
 
     model: TextModel
     if arm.model == "transformer":
-        model = OneLayer(config.vocab, config.width)
+        model = OneLayer(config.vocab, config.width, config.dropout)
     elif arm.model == "yz-stack":
         model = YZStack(config.vocab, config.width, NUM_LAYERS)
     else:
@@ -139,7 +140,8 @@ def train_on_text(config: Config, arm: Arm, seed: int, record: StudyRecord) -> N
     start = sought()
     num_steps = config.stack_steps if arm.model == "yz-stack" else config.text_steps
     looks = log_steps(num_steps, per_decade=16)
-    descend(torch.optim.Adam(model.parameters(), lr=LR[arm.model]), loss, num_steps, looks=looks, look=look)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR[arm.model])
+    descend(optimizer, loss, num_steps, looks=looks, look=look, max_norm=config.clip)
     # The unknown word stands for many, and so is none.
     change = (sought() - start)[1:]
     record.declare(Series("attention_change", ("word",), description="Change of log attention over uniform."))
