@@ -82,7 +82,8 @@ def three_phenomena(runs: Sequence[Runs]) -> Chart:
         .mark_line(strokeWidth=1.3)
         .encode(
             x=alt.X("step:Q", scale=alt.Scale(type="symlog"), title="step", axis=alt.Axis(values=[1, 10, 100, 1000])),
-            y=alt.Y("value:Q", title=None),
+            # Nearly even up to 1, where scores and drains are, and logarithmic beyond, where a peak may be 40.
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(type="symlog", constant=1)),
             color=COLOR,
             detail="seed:N",
             column=alt.Column("quantity:N", title=None, sort=list(shown)),
@@ -148,7 +149,12 @@ def remedies(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("block:O", title="after block", axis=alt.Axis(labelAngle=0)),
             xOffset=alt.XOffset("arm:N", sort=list(ARMS.values())),
-            y=alt.Y("risk:Q", title="largest channel over the median magnitude", scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "risk:Q",
+                title="largest channel over the median magnitude",
+                scale=alt.Scale(type="log", nice=False),
+                axis=alt.Axis(values=[5, 10, 20, 50, 100, 200, 500, 1000]),
+            ),
             color=COLOR,
         )
     )

@@ -11,7 +11,7 @@ from dynascope.studies.harness import Runs
 from dynascope.studies.scan_and_snap.claims import MODELS
 from dynascope.studies.scan_and_snap.synthetic import RATES, RATIOS
 
-TEXTS = MODELS | {"yz-stack": "two blocks of it"}
+TEXTS = MODELS | {"yz-stack": "the paper's model, two blocks"}
 SHOWN = 30
 """Tokens of the map: ten common ones, then the ten distinct ones of each class."""
 
@@ -142,7 +142,7 @@ def text_entropy(runs: Sequence[Runs]) -> Chart:
         for model, who in TEXTS.items():
             entropy = records[f"text-{model}"]["scan/entropy"].mean("head")
             for layer, values in enumerate(entropy.values.T):
-                told = f"{who}, block {layer + 1}" if entropy.sizes["layer"] > 1 else who
+                told = f"{who}: block {layer + 1}" if entropy.sizes["layer"] > 1 else who
                 rows += _curve(entropy.step.values, values, "entropy", told, f"{model} {seed}")
     chart = (
         alt.Chart(width=430, height=230)
