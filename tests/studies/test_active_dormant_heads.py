@@ -25,8 +25,9 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
         has_sink = (arm.attention == "softmax") == is_effect
         grows = (arm.optimizer == "adamw" and arm.attention == "softmax") == is_effect
         with StudyRecord(folder / name, earlier={}, config={}) as record:
-            for series in ("extreme/sink_score", "triggers/sink_score", "extreme/value_drain", "extreme/sink_logit"):
-                record.declare(Series(series, ("layer", "head")))
+            for series in ("sink_score", "value_drain", "sink_logit", "sink_logit_spread"):
+                record.declare(Series(f"extreme/{series}", ("layer", "head")))
+            record.declare(Series("triggers/sink_score", ("layer", "head")))
             record.declare(Series("extreme/peak_mean", ("block",)))
             for step in STEPS:
                 share = step / STEPS[-1]
@@ -40,6 +41,7 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
                     "triggers/sink_score": 0.01 if is_effect else 0.5,
                     "extreme/value_drain": drain,
                     "extreme/sink_logit": logit,
+                    "extreme/sink_logit_spread": 1 + (-0.5 if is_effect else 0.5) * share,
                 }
                 record.add(step, {series: np.full((1, 1), value + jitter) for series, value in values.items()})
                 record.add(

@@ -10,7 +10,7 @@ from dynascope.record import Record
 from dynascope.studies.harness import Claim
 
 LATE = 0.25
-"""The share of steps that the late slope of the sink logit leaves out."""
+"""The share of steps that late slopes leave out."""
 
 
 def last(record: Record, name: str) -> float:
@@ -37,10 +37,10 @@ def reinforced(record: Record) -> float:
     return reinforcement(record["extreme/sink_score"].values[:, 0, 0], record["extreme/value_drain"].values[:, 0, 0])
 
 
-def late_slope(record: Record) -> float:
-    """Slope of the sink logit against the log of the step over the last three quarters of the steps."""
-    logit = record["extreme/sink_logit"]
-    return log_slope(logit.step.values, logit.values[:, 0, 0], since=LATE * float(logit.step[-1]))
+def late_slope(record: Record, name: str) -> float:
+    """Slope of the one head's series against the log of the step over the last three quarters of the steps."""
+    series = record[name]
+    return log_slope(series.step.values, series.values[:, 0, 0], since=LATE * float(series.step[-1]))
 
 
 def claim(
@@ -173,8 +173,18 @@ CLAIMS = [
         source="Section 3.2, Theorem 2",
         paper_value=0.5,
         quantity="|slope of the sink logit against log step - 0.5|, from a quarter of the steps on",
-        measure=lambda runs: abs(late_slope(runs["softmax"]) - 0.5),
+        measure=lambda runs: abs(late_slope(runs["softmax"], "extreme/sink_logit") - 0.5),
         op="<=",
         threshold=0.3,
+    ),
+    Claim(
+        id="sink-logits-concentrate",
+        statement="Meanwhile the sink logits of different queries come together.",
+        source="Section 3.2, Theorem 2",
+        paper_value=None,
+        quantity="slope of the sink logit's standard deviation over queries against log step, from a quarter of the steps on",
+        measure=lambda runs: late_slope(runs["softmax"], "extreme/sink_logit_spread"),
+        op="<",
+        threshold=0.0,
     ),
 ]
