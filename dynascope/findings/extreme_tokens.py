@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from dynascope.findings.history import Streak
+from dynascope.findings.history import Streak, log_slope
 from dynascope.record import Finding, Piece, Record
 
 
@@ -120,8 +120,9 @@ class ExtremeTokens:
                     ),
                     evidence={"peak": float(now[block]), "growth": float(grown[block]), "sink_since": self._sink_since},
                     remedy=(
-                        "torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)  # with warm-up, instead of Adam, whose "
-                        "steps of constant size make the peak grow; or ReLU attention"
+                        "optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4); "
+                        "warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=500)  # instead of Adam, "
+                        "whose steps of constant size make the peak grow; or ReLU attention"
                     ),
                     source="2410.13835, section 3; threshold ours",
                     series="residual/peak",
@@ -209,18 +210,6 @@ def reinforcement(sink: Float[np.ndarray, " looks"], drain: Float[np.ndarray, " 
     from scipy import stats  # a training that is watched does without it
 
     return float(stats.spearmanr(sink[known], -drain[known]).statistic)
-
-
-def log_slope(steps: Int[np.ndarray, " looks"], values: Float[np.ndarray, " looks"], since: float) -> float:
-    """Least-squares slope of values against the log of the step, from a step on; NaN for fewer than two looks.
-
-    >>> log_slope(np.array([1, 10, 100]), 0.5 * np.log([1, 10, 100]), since=1)
-    0.5
-    """
-    late = (steps >= max(since, 1)) & np.isfinite(values)
-    if late.sum() < 2:
-        return float("nan")
-    return float(np.polyfit(np.log(steps[late]), values[late], 1)[0])
 
 
 def lead(first: Float[np.ndarray, " looks"], second: Float[np.ndarray, " looks"], most: int = 5) -> int:

@@ -62,6 +62,18 @@ def _median(windows: Float[np.ndarray, "count window"]) -> Float[np.ndarray, " c
     return np.where(count >= max(2, window // 2), median, np.nan)
 
 
+def log_slope(steps: Int[np.ndarray, " looks"], values: Float[np.ndarray, " looks"], since: float) -> float:
+    """Least-squares slope of values against the log of the step, from a step on; NaN for fewer than two looks.
+
+    >>> log_slope(np.array([1, 10, 100]), 0.5 * np.log([1, 10, 100]), since=1)
+    0.5
+    """
+    late = (steps >= max(since, 1)) & np.isfinite(values)
+    if late.sum() < 2:
+        return float("nan")
+    return float(np.polyfit(np.log(steps[late]), values[late], 1)[0])
+
+
 class Aligned:
     """Several series at the steps at which all of them were told, in whatever pieces they reach a detector.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from dynascope.findings.history import Streak
+from dynascope.findings.history import Streak, log_slope
 from dynascope.record import Finding, Piece
 
 if TYPE_CHECKING:
@@ -76,12 +76,33 @@ def detect_snap(series: "xarray.DataArray") -> SnapReport | None:
 
     >>> detect_snap(dynascope.open("runs/mine")["attention/entropy_normalized"].mean(("layer", "head")))
     """
-    if series.dims != ("step",):
-        raise ValueError(f"detect_snap reads one number a step, not {series.dims}; average over the other axes first")
+    _refuse_axes("detect_snap", series)
     bins = LogBins()
     for step, value in zip(series["step"].values, series.values, strict=True):
         bins.add(int(step), float(value))
     return _break_of(*bins.points())
+
+
+def log_step_rate(series: "xarray.DataArray", width: float = 0.9) -> "xarray.DataArray":
+    """How fast a scalar series moves per unit of ln(step), d series / d ln(step), step by step: is attention scanning still?
+
+    Each rate is the slope of a straight line over the last `width` of ln(step), of three points at least; steps before which
+    there is less are left out. Source: 2305.16380 (attention moves as log t before the snap and as log log t after it).
+
+    Raises ValueError for a series with more axes than its steps, and a width that is not above 0.
+
+    >>> log_step_rate(dynascope.open("runs/mine")["scan/entropy"].mean(("layer", "head")))
+    """
+    _refuse_axes("log_step_rate", series)
+    if width <= 0:
+        raise ValueError(f"width={width} must be above 0")
+    series = series[series.step > 0]
+    steps, values = series["step"].values, series.values
+    since = steps * np.exp(-width)
+    firsts = np.searchsorted(steps, since)
+    places = [i for i, first in enumerate(firsts) if since[i] >= steps[0] and i - first > 1]
+    rates = [log_slope(steps[firsts[i] : i + 1], values[firsts[i] : i + 1], float(since[i])) for i in places]
+    return series.isel(step=places).copy(data=rates)
 
 
 class AttentionSnap:
@@ -166,6 +187,11 @@ class AttentionSnap:
             series="scan/entropy",
             where=layer,
         )
+
+
+def _refuse_axes(reader: str, series: "xarray.DataArray") -> None:
+    if series.dims != ("step",):
+        raise ValueError(f"{reader} reads one number a step, not {series.dims}; average over the other axes first")
 
 
 def _break_of(x: Points, y: Points) -> SnapReport | None:

@@ -1,9 +1,11 @@
 """Changing what single attention heads do, for as long as a block lasts: which heads does a model need, and for what?
 
 Works on `ToyTransformer` and on Hugging Face models whose attention goes through Transformers' AttentionInterface.
-Source: 2410.13835, sections 2 and 4 (interventions on heads and on the state of the first token).
+What enters and leaves a layer's attention or MLP as a whole is reached by PyTorch's own hooks on `attention_layers(model)` and
+`residual_layers(model)`. Source: 2410.13835, sections 2 and 4 (interventions on heads and on the state of the first token).
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,19 +27,36 @@ class HeadState:
     """What one layer's heads are about to do with a batch; an edit gives another one.
 
     `logits` are -inf where a key is hidden. `sink` is each row's first key that its last query sees: 0, unless the row is
-    padded on the left. `to_weights` is the model's own way from logits to weights.
+    padded on the left. A key or value that several heads share is there for each of them. `to_weights` is the model's own way
+    from logits to weights.
     """
 
+    query: Float[Tensor, "rows heads queries head_dim"]
+    key: Float[Tensor, "rows heads keys head_dim"]
     logits: Float[Tensor, "rows heads queries keys"]
     weights: Float[Tensor, "rows heads queries keys"]
     value: Float[Tensor, "rows heads keys value_dim"]
     sink: Int[Tensor, " rows"]
+    scale: float
     to_weights: Callable[[Tensor], Tensor]
 
     def at_sink(self) -> Bool[Tensor, "rows 1 1 keys"]:
         """True at each row's sink."""
         position = torch.arange(self.logits.shape[-1], device=self.sink.device)
         return (position == self.sink[:, None])[:, None, None]
+
+    def attending(
+        self,
+        query: Float[Tensor, "rows heads queries head_dim"] | None = None,
+        key: Float[Tensor, "rows heads keys head_dim"] | None = None,
+    ) -> "HeadState":
+        """The same with other queries or keys, and the logits and weights that come of them; what is hidden stays hidden.
+
+        >>> HeadIntervention(model, [(0, 1)], lambda state: state.attending(query=state.query.flip(0)))
+        """
+        query, key = self.query if query is None else query, self.key if key is None else key
+        logits = self.logits + (query @ key.mT - self.query @ self.key.mT) * self.scale
+        return replace(self, query=query, key=key, logits=logits, weights=self.to_weights(logits))
 
     def output(self) -> Float[Tensor, "rows heads queries value_dim"]:
         """What the heads give."""
@@ -272,8 +291,7 @@ def _close(module: nn.Module) -> None:
 
 def _toy(module: CausalAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     own = CausalAttention.attend(module, query, key, value)
-    logits = masked_logits(query, key, is_causal=True)
-    return _edited(module, own, logits, value, WEIGHTS[module.kind])
+    return _edited(module, own, query, key, value, WEIGHTS[module.kind], is_causal=True)
 
 
 def _transformers(
@@ -289,26 +307,39 @@ def _transformers(
         return out, weights
     is_causal = settings.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    logits = masked_logits(
+    groups = query.shape[1] // value.shape[1]
+    key, value = (one.float().repeat_interleave(groups, dim=1) for one in (key, value))
+    edited = _edited(
+        module,
+        out.transpose(1, 2),
         query.float(),
-        key.float(),
+        key,
+        value,
+        WEIGHTS.get(name, softmax_weights),
         is_causal=bool(is_causal) and attention_mask is None and query.shape[2] > 1,
         mask=None if attention_mask is None else attention_mask[..., : key.shape[2]],
         scale=settings.get("scaling"),
     )
-    groups = query.shape[1] // value.shape[1]
-    value = value.float().repeat_interleave(groups, dim=1)
-    to_weights = WEIGHTS.get(name, softmax_weights)
-    edited = _edited(module, out.transpose(1, 2), logits, value, to_weights)
     return edited.transpose(1, 2).contiguous(), weights
 
 
 def _edited(
-    module: nn.Module, own: Tensor, logits: Tensor, value: Tensor, to_weights: Callable[[Tensor], Tensor]
+    module: nn.Module,
+    own: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    to_weights: Callable[[Tensor], Tensor],
+    *,
+    is_causal: bool,
+    mask: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """The module's own output with that of edited heads in its place, wherever the edit makes a difference."""
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    logits = masked_logits(query, key, is_causal=is_causal, mask=mask, scale=scale)
     sink = torch.isfinite(logits[:, 0, -1]).to(torch.uint8).argmax(-1)
-    before = now = HeadState(logits, to_weights(logits), value, sink, to_weights)
+    before = now = HeadState(query, key, logits, to_weights(logits), value, sink, scale, to_weights)
     for heads, edit in _INTERVENTIONS[module]:
         now = _in_heads(now, edit, heads)
     plain, edited = before.output(), now.output()
@@ -320,14 +351,8 @@ def _in_heads(state: HeadState, edit: Edit, heads: Sequence[int]) -> HeadState:
     if len(heads) == state.logits.shape[1]:
         return edit(state)
     index = torch.tensor(heads, device=state.logits.device)
-    taken = replace(
-        state,
-        logits=state.logits.index_select(1, index),
-        weights=state.weights.index_select(1, index),
-        value=state.value.index_select(1, index),
-    )
-    done = edit(taken)
-    put = {
-        name: getattr(state, name).index_copy(1, index, getattr(done, name)) for name in ("logits", "weights", "value")
-    }
+    by_head = ("query", "key", "logits", "weights", "value")
+    taken: dict[str, Any] = {name: getattr(state, name).index_select(1, index) for name in by_head}
+    done = edit(replace(state, **taken))
+    put: dict[str, Any] = {name: getattr(state, name).index_copy(1, index, getattr(done, name)) for name in by_head}
     return replace(state, **put)

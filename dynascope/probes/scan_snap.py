@@ -1,7 +1,7 @@
 """Scan and snap: does attention still move from common to distinct tokens, or has it frozen? (2305.16380)"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -109,9 +109,11 @@ class ScanSnap(Probe):
     Args:
         stats: `dynascope.data.token_stats` of the text that is trained on.
         most: Queries that are looked at in each layer.
+        layers: Names of attention modules to look at; None means all.
 
     Works for every model whose attention the watch sees (fused, eager, Hugging Face). Needs the model to be called with
-    token ids. The findings of these series are told by `attention-snap`.
+    token ids. The findings of these series are told by `attention-snap`; how fast they move in log step is told by
+    `dynascope.findings.scan_snap.log_step_rate`.
 
     >>> dynascope.watch(model, optimizer, probes=["default", ScanSnap(token_stats(text, vocab=2000))])
     """
@@ -151,11 +153,13 @@ class ScanSnap(Probe):
         ),
     )
 
-    def __init__(self, stats: TokenStats, *, most: int = 64) -> None:
-        self.stats, self.most = stats, most
+    def __init__(self, stats: TokenStats, *, most: int = 64, layers: Collection[str] | None = None) -> None:
+        self.stats, self.most, self._layers = stats, most, layers
 
     def measure(self, view: AttentionCall) -> Mapping[str, Tensor]:
-        """All series for the heads of one attention call."""
+        """All series for the heads of one attention call; none for a layer that was not asked for."""
+        if self._layers is not None and view.name not in self._layers:
+            return {}
         if self.stats.commonness.device != view.query.device:
             self.stats = self.stats.to(view.query.device)
         return scan_snap(view, self.stats, self.most)

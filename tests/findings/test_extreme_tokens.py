@@ -10,7 +10,6 @@ from dynascope.findings.extreme_tokens import (
     ExtremeTokens,
     detect_extreme_tokens,
     lead,
-    log_slope,
     onset,
     reinforcement,
 )
@@ -121,7 +120,6 @@ def test_pieces_by_hand() -> None:
     assert onset(np.arange(4), np.array([True, True, True, False])) is None
     assert onset(np.arange(4), np.ones(4, bool)) == 0
     assert np.isnan(reinforcement(np.ones(2), np.ones(2)))
-    assert np.isnan(log_slope(np.arange(3), np.arange(3.0), since=9.0))
     pulse = np.zeros(12)
     pulse[4:] = 1
     late = np.zeros(12)

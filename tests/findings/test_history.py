@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dynascope.findings import history
-from dynascope.findings.history import trailing_median
+from dynascope.findings.history import log_slope, trailing_median
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3, 40])
@@ -26,3 +26,11 @@ def test_trailing_median_is_that_of_pandas(window: int, lag: int, monkeypatch: p
 def test_trailing_median_by_hand() -> None:
     np.testing.assert_equal(trailing_median(np.array([1.0, 9.0, 2.0, np.nan]), window=2), [np.nan, 5.0, 5.5, np.nan])
     assert len(trailing_median(np.empty(0), window=5)) == 0
+
+
+def test_slopes_in_log_step_by_hand() -> None:
+    steps = np.array([0, 1, 10, 100])
+    values = np.array([9.0, 9.0, 2 * np.log(10), 2 * np.log(100)])
+    assert log_slope(steps, values, since=5.0) == pytest.approx(2)
+    values[3] = np.nan
+    assert np.isnan(log_slope(steps, values, since=5.0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dynascope.findings.scan_snap import AttentionSnap, detect_snap
+from dynascope.findings.scan_snap import AttentionSnap, detect_snap, log_step_rate
 
 
 def series(values: np.ndarray, every: int = 1) -> xr.DataArray:
@@ -78,9 +78,28 @@ def test_not_finite_values_are_left_out() -> None:
     assert report.step == pytest.approx(200, rel=0.1)
 
 
-def test_one_number_a_step_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="average over the other axes"):
-        detect_snap(xr.DataArray(np.zeros((3, 2)), dims=("step", "head")))
+def test_rates_in_log_step_by_hand() -> None:
+    # 3 ln t until step 100, then nothing: the rate is 3 while all of the last ln(4) lies before, and 0 where it lies after.
+    steps = np.array([0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 400, 800])
+    curve = xr.DataArray(3 * np.log(steps.clip(1, 100)), dims="step", coords={"step": steps})
+    rates = log_step_rate(curve, width=np.log(4.01))
+    assert rates.step.values.tolist() == [8, 16, 32, 64, 100, 200, 400, 800]
+    assert rates.sel(step=[8, 16, 32, 64, 100]).values == pytest.approx(3.0)
+    assert rates.sel(step=[400, 800]).values == pytest.approx(0.0, abs=1e-12)
+    # Of three points at even distances ln 2, the outer ones decide.
+    assert log_step_rate(curve.isel(step=[1, 2, 3]), np.log(4) - 1e-9).size == 0
+    assert log_step_rate(curve[:2]).size == 0
+
+
+@pytest.mark.parametrize("reads", [detect_snap, log_step_rate])
+def test_one_number_a_step_is_asked_for(reads: Any) -> None:
+    with pytest.raises(ValueError, match=f"{reads.__name__} reads one number a step.*average over the other axes"):
+        reads(xr.DataArray(np.zeros((3, 2)), dims=("step", "head")))
+
+
+def test_a_width_of_nothing_is_told() -> None:
+    with pytest.raises(ValueError, match=r"width=0\.0 must be above 0"):
+        log_step_rate(series(np.zeros(5)), width=0.0)
 
 
 def entropy(level: float, heads: int = 1) -> np.ndarray:

@@ -134,9 +134,8 @@ def test_gradients_flow_through_an_edit() -> None:
 
 def state(logits: Tensor, sink: int = 0, to_weights: Any = softmax_weights) -> HeadState:
     logits = logits.masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)[None, None]
-    return HeadState(
-        logits, to_weights(logits), torch.tensor([[[[1.0], [2.0], [4.0]]]]), torch.tensor([sink]), to_weights
-    )
+    asked, value = torch.ones(1, 1, 3, 2), torch.tensor([[[[1.0], [2.0], [4.0]]]])
+    return HeadState(asked, asked, logits, to_weights(logits), value, torch.tensor([sink]), 0.5, to_weights)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +161,38 @@ def test_zeroed_logit_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor([1, 1.5, 7 / 3]))
     relu = EDITS["zero_logit"](state(logits, to_weights=relu_weights))
     assert (relu.weights == 0).all()
+
+
+def test_other_queries_and_keys_by_hand() -> None:
+    # Products were 2 · 0.5 = 1; with keys of 4 they are 4, so that each visible logit rises by 3.
+    found = state(torch.zeros(3, 3)).attending(key=torch.full((1, 1, 3, 2), 4.0))
+    assert found.logits[0, 0].tolist() == [[3, -torch.inf, -torch.inf], [3, 3, -torch.inf], [3, 3, 3]]
+    assert torch.equal(found.weights, softmax_weights(found.logits))
+    back = found.attending(query=torch.full((1, 1, 3, 2), 0.25))  # products of 1 again
+    assert torch.equal(back.logits, state(torch.zeros(3, 3)).logits)
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_doubled_queries_are_those_of_doubled_weights(kind: str) -> None:
+    model = MODELS[f"toy {kind}"]()
+    with HeadIntervention(model, [(0, 1)], lambda state: state.attending(query=2 * state.query)):
+        found = logits_of(model)
+    assert not torch.allclose(found, logits_of(model), atol=1e-4)
+    with torch.no_grad():
+        model.blocks[0].attention.query.weight[4:8] *= 2
+    torch.testing.assert_close(found, logits_of(model), rtol=1e-4, atol=1e-5)
+
+
+def test_keys_of_nothing_leave_every_logit_at_nothing(model: nn.Module) -> None:
+    def at_zero(state: HeadState) -> HeadState:
+        assert state.key.shape == state.value.shape == (2, 4, 7, 4)  # one for every query head
+        logits = torch.where(torch.isfinite(state.logits), 0.0, state.logits)
+        return replace(state, weights=state.to_weights(logits))
+
+    with HeadIntervention(model, None, at_zero):
+        expected = logits_of(model)
+    with HeadIntervention(model, None, lambda state: state.attending(key=torch.zeros_like(state.key))):
+        torch.testing.assert_close(logits_of(model), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_clean_pattern_copies_from_before_triggers_and_parks_elsewhere() -> None:

@@ -48,6 +48,70 @@ def jamba() -> nn.Module:
     return layer.eval()
 
 
+HEADS = {"n_heads": 4, "d_head": 6, "n_groups": 2, "d_state": 5, "expand": 2}
+"""Of Mamba-2: four heads of six channels in two groups."""
+
+
+def mixer2(kind: str = "Mamba2", **settings: Any) -> nn.Module:
+    """The mixer of Mamba-2 in a small model of this kind, with other weights than the regular ones of the start."""
+    config = getattr(transformers, f"{kind}Config")(**SIZES | settings)
+    model = getattr(transformers, f"{kind}Model")(config)
+    layer: nn.Module = next(one for one in model.modules() if hasattr(one, "dt_bias"))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        layer.dt_bias.copy_(torch.linspace(-2, 2, 4))  # type: ignore[operator, union-attr]
+    return layer.eval()
+
+
+def hybrid(kind: str, **settings: Any) -> nn.Module:
+    """The same in a model that has attention too."""
+    attention = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    return mixer2(kind, **{f"mamba_{name}": value for name, value in HEADS.items()} | attention | settings)
+
+
+def zamba2() -> nn.Module:
+    names = {"n_mamba_heads": 4, "mamba_headdim": 6, "mamba_ngroups": 2, "mamba_d_state": 5, "mamba_expand": 2}
+    return mixer2("Zamba2", **names, num_attention_heads=2, intermediate_size=16, layers_block_type=["mamba", "mamba"])
+
+
+def nemotron() -> nn.Module:
+    names = {"mamba_num_heads": 4, "mamba_head_dim": 6, "n_groups": 2, "ssm_state_size": 5, "expand": 2}
+    return mixer2(
+        "NemotronH", **names, num_attention_heads=2, intermediate_size=16, layers_block_type=["mamba", "mamba"]
+    )
+
+
+def mamba2() -> nn.Module:
+    return mixer2(num_heads=4, head_dim=6, n_groups=2, state_size=5, expand=2, chunk_size=4, time_step_limit=(0.3, 1.2))
+
+
+MAMBA2 = {
+    "mamba2": mamba2,
+    "bamba": lambda: hybrid("Bamba"),
+    "granite": lambda: hybrid("GraniteMoeHybrid", layer_types=["mamba", "mamba"]),
+    "falcon-h1": lambda: hybrid(
+        "FalconH1", mamba_d_ssm=24, ssm_in_multiplier=1.5, ssm_multipliers=[0.7, 1.3, 1.1, 0.8, 1.2]
+    ),
+    "zamba2": zamba2,
+    "nemotron": nemotron,
+}
+
+
+def rebuilt2(layer: Any, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The layer's output from the hidden attention of its heads."""
+    parts = decompose_mamba_layer(layer, inputs, mask=mask)
+    scanned = torch.einsum("rhqk,rkhp->rqhp", parts.hidden, parts.values) + layer.D[:, None] * parts.values
+    kept = inputs if mask is None else inputs * mask[..., None]
+    projected = layer.in_proj(kept * getattr(layer, "ssm_in_multiplier", 1)) * getattr(layer, "mup_vector", 1)
+    gate = projected[..., : layer.intermediate_size]
+    if isinstance(layer.norm, nn.Identity):
+        output: Tensor = layer.out_proj(scanned.flatten(2) * F.silu(gate))
+    else:
+        output = layer.out_proj(layer.norm(scanned.flatten(2), gate))
+    return output
+
+
 def rebuilt(layer: Any, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
     """The layer's output from its hidden attention."""
     parts = decompose_mamba_layer(layer, inputs, mask=mask)
@@ -65,6 +129,49 @@ def test_the_hidden_attention_is_what_the_layer_computes(make: Any) -> None:
     torch.testing.assert_close(rebuilt(layer, inputs), layer(inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", MAMBA2)
+@torch.no_grad()
+def test_the_hidden_attention_of_heads_is_what_mamba_2_computes(kind: str) -> None:
+    layer, inputs = MAMBA2[kind](), torch.randn(2, 9, 12)
+    expected = layer(inputs)
+    assert float(expected.abs().max()) > 0.1
+    torch.testing.assert_close(rebuilt2(layer, inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_heads_of_mamba_2_are_attention_times_gate() -> None:
+    layer, inputs = mamba2(), torch.randn(2, 7, 12)
+    parts = decompose_mamba_layer(layer, inputs)
+    assert parts.hidden.shape == (2, 4, 7, 7)
+    assert parts.values.shape == (2, 7, 4, 6)
+    torch.testing.assert_close(parts.hidden, parts.attention * parts.gate)
+    torch.testing.assert_close(parts.attention[:, 0], parts.attention[:, 1])  # of one group
+    assert float((parts.attention[:, 1] - parts.attention[:, 2]).abs().max()) > 1e-3
+    assert (parts.hidden.triu(1) == 0).all()
+    # The limits of the step, and by hand what is left of position 2 at position 4 of the last head.
+    assert float(parts.steps.min()) == pytest.approx(0.3)
+    assert float(parts.steps.max()) == pytest.approx(1.2)
+    left = math.exp(-math.exp(float(layer.A_log[3])) * float(parts.steps[0, 3:5, 3].sum()))  # type: ignore[index, arg-type]
+    assert float(parts.decay[0, 3, 4, 2]) == pytest.approx(left, rel=1e-4)
+    some = decompose_mamba_layer(layer, inputs, channels=[-1, 0], queries=[-1])
+    torch.testing.assert_close(some.hidden, parts.hidden[:, [-1, 0], -1:])
+    torch.testing.assert_close(some.attention, parts.attention[:, [-1, 0], -1:])
+    torch.testing.assert_close(some.values, parts.values[:, :, [-1, 0]])
+
+
+@torch.no_grad()
+def test_the_names_of_mamba_ssm_and_gates_of_an_mlp_make_no_difference() -> None:
+    layer, inputs = mamba2(), torch.randn(2, 7, 12)
+    expected = decompose_mamba_layer(layer, inputs)
+    other: Any = nn.Module()
+    for name in ("conv1d", "act", "dt_bias", "A_log"):
+        setattr(other, name, getattr(layer, name))
+    other.headdim, other.ngroups, other.dt_limit = 6, 2, (0.3, 1.2)
+    # Two parts of an MLP come before the gate, x, B, C and the steps.
+    other.in_proj = lambda x: torch.cat([torch.randn(2, 7, 16), layer.in_proj(x)], -1)  # type: ignore[operator]
+    torch.testing.assert_close(decompose_mamba_layer(other, inputs).hidden, expected.hidden)
+
+
 @torch.no_grad()
 def test_older_falcons_normalize_without_modules() -> None:
     layer, inputs = mixer("FalconMamba"), torch.randn(1, 5, 12)
@@ -76,21 +183,21 @@ def test_older_falcons_normalize_without_modules() -> None:
 
 @torch.no_grad()
 def test_padding_is_left_out_as_the_layer_does() -> None:
-    layer, inputs = mixer(), torch.randn(2, 9, 12)
-    mask = torch.ones(2, 9, dtype=torch.bool)
+    inputs, mask = torch.randn(2, 9, 12), torch.ones(2, 9, dtype=torch.bool)
     mask[:, :3] = False
-    found = layer(inputs, attention_mask=mask.long())[:, 3:]
-    torch.testing.assert_close(rebuilt(layer, inputs, mask)[:, 3:], found, rtol=1e-4, atol=1e-5)
+    for layer, build in ((mixer(), rebuilt), (mamba2(), rebuilt2)):
+        found = layer(inputs, attention_mask=mask.long())[:, 3:]
+        torch.testing.assert_close(build(layer, inputs, mask)[:, 3:], found, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_with_one_decay_a_channel_it_is_attention_times_gate() -> None:
     layer, inputs = mixer(), torch.randn(2, 7, 12)
     several = decompose_mamba_layer(layer, inputs)
-    assert float((several.hidden - several.attention[:, None] * several.gate).abs().max()) > 1e-4
+    assert float((several.hidden - several.attention * several.gate).abs().max()) > 1e-4
     layer.A_log.copy_(layer.A_log[:, :1].expand_as(layer.A_log))  # type: ignore[operator, index]
     parts = decompose_mamba_layer(layer, inputs)
-    torch.testing.assert_close(parts.hidden, parts.attention[:, None] * parts.gate, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts.hidden, parts.attention * parts.gate, rtol=1e-4, atol=1e-6)
     for one in (several, parts):
         assert float(one.decay.min()) >= 0
         assert float(one.decay.max()) <= 1 + 1e-5
@@ -116,6 +223,10 @@ def test_channels_and_queries_are_chosen() -> None:
 def test_other_modules_are_refused() -> None:
     with pytest.raises(ValueError, match="Linear is no Mamba layer"):
         decompose_mamba_layer(nn.Linear(3, 3), torch.randn(1, 2, 3))
+    stray = nn.Module()
+    stray.A_log = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="Module is no Mamba layer"):
+        decompose_mamba_layer(stray, torch.randn(1, 2, 3))
     with pytest.raises(ValueError, match="no Mamba layers"):
         mamba_scores(nn.Linear(3, 3), torch.randn(1, 2, 3))
 
@@ -158,10 +269,14 @@ def test_the_probe_reads_our_models_and_those_of_hugging_face(tmp_path: Path) ->
     task = OutlierICL(dim=11, num_relevant=3, num_irrelevant=3, num_triggers=3, length=6)
     batch = task.test_batch(0.5, count=16)
     hf = transformers.MambaForCausalLM(transformers.MambaConfig(**SIZES, state_size=4))
+    heads = transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(**SIZES, num_heads=4, head_dim=6, n_groups=2, state_size=5, chunk_size=4)
+    )
     deep = MambaZOH(12, 12, layers=2)
     for name, model, probe in (
         ("deep", deep, ICLMechanismProbe(batch)),
         ("hf", hf, ICLMechanismProbe(batch, inputs=lambda prompts: {"inputs_embeds": prompts})),
+        ("hf2", heads, ICLMechanismProbe(batch, inputs=lambda prompts: {"inputs_embeds": prompts})),
     ):
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         with dynascope.watch(model, optimizer, run=tmp_path / name, every=1, probes=[probe]):
@@ -185,7 +300,7 @@ def test_the_probes_pure_form_is_the_decomposition_of_the_last_position() -> Non
     with second.register_forward_pre_hook(lambda module, args: entering.append(args[0])):
         scores = mamba_scores(model, {"inputs_embeds": inputs})
     parts = decompose_mamba_layer(second, entering[0])
-    torch.testing.assert_close(scores.attention[1], parts.attention[:, -1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores.attention[1], parts.attention[:, 0, -1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(scores.gate[1], parts.gate.mean(1)[:, -1], rtol=1e-4, atol=1e-6)
     view = ModelView(0, model, (), {}, 0.1)
     batch = OutlierICL(dim=11, num_relevant=3, num_irrelevant=3, length=6).test_batch(0.5, count=2)

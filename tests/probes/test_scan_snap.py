@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,10 +136,10 @@ class Model(nn.Module):
         return logits
 
 
-def watched(model: nn.Module, read: Callable[[Any], Tensor], stats: TokenStats, folder: Path) -> dict[str, Any]:
+def watched(model: nn.Module, read: Callable[[Any], Tensor], probe: ScanSnap, folder: Path) -> dict[str, Any]:
     data = SequenceClassData(2, 1, length=16, batch_size=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with dynascope.watch(model, optimizer, run=folder, every=1, probes=[ScanSnap(stats)]):
+    with dynascope.watch(model, optimizer, run=folder, every=1, probes=[probe]):
         for _, (tokens, _) in zip(range(3), data, strict=False):
             logits = read(model(tokens))
             nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
@@ -156,7 +157,7 @@ def stats() -> TokenStats:
 
 def test_a_watched_run_records_every_series(stats: TokenStats, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    found = watched(Model(stats.vocab), lambda output: output, stats, tmp_path / "run")
+    found = watched(Model(stats.vocab), lambda output: output, ScanSnap(stats), tmp_path / "run")
     assert set(found) == {one.name for one in ScanSnap.series}
     assert found["scan/entropy"].shape == (3, 1, 2)
     total = found["scan/common_mass"] + found["scan/distinct_mass"]
@@ -167,7 +168,8 @@ def test_a_watched_run_records_every_series(stats: TokenStats, tmp_path: Path) -
 def test_hugging_face_kernels_make_no_difference(stats: TokenStats, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     found = {}
-    for kernel in ("sdpa", "eager"):
+    second = ["model.layers.1.self_attn"]
+    for name, kernel, layers in (("sdpa", "sdpa", None), ("eager", "eager", None), ("second", "sdpa", second)):
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
             num_hidden_layers=2,
@@ -179,8 +181,10 @@ def test_hugging_face_kernels_make_no_difference(stats: TokenStats, tmp_path: Pa
             attn_implementation=kernel,
         )
         model = transformers.LlamaForCausalLM(config)
-        found[kernel] = watched(model, lambda output: output.logits, stats, tmp_path / kernel)
-        assert found[kernel]["scan/distinct_mass"].shape == (3, 2, 4)
+        found[name] = watched(model, lambda output: output.logits, ScanSnap(stats, layers=layers), tmp_path / name)
+    assert found["sdpa"]["scan/distinct_mass"].shape == (3, 2, 4)
+    for name, values in found["second"].items():
+        np.testing.assert_array_equal(values, found["sdpa"][name][:, 1:])
     for name, values in found["sdpa"].items():
         torch.testing.assert_close(
             torch.from_numpy(values), torch.from_numpy(found["eager"][name]), rtol=1e-3, atol=1e-3, equal_nan=True

@@ -21,14 +21,15 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     jitter = 0.002 * seed
     for name, arm in STUDY.arms.items():
         has_sink = (arm.attention == "softmax") == is_effect
-        grows = (arm.optimizer == "adamw") == is_effect
+        grows = (arm.optimizer == "adamw" and arm.attention == "softmax") == is_effect
         with StudyRecord(folder / name, earlier={}, config={}) as record:
-            for series in ("extreme/sink_score", "triggers/sink_score", "extreme/value_drain", "extreme/sink_logit"):
-                record.declare(Series(series, ("layer", "head")))
+            for series in ("sink_score", "value_drain", "sink_logit", "sink_logit_spread"):
+                record.declare(Series(f"extreme/{series}", ("layer", "head")))
+            record.declare(Series("triggers/sink_score", ("layer", "head")))
             record.declare(Series("extreme/peak_mean", ("block",)))
             for step in STEPS:
                 share = step / STEPS[-1]
-                drain = 1 - 0.9 * share if has_sink else (0.9 if is_effect else 0.4 + 0.1 * share)
+                drain = 1 - 0.9 * share if has_sink else (0.9 if is_effect else 0.5 + 0.1 * share)
                 logit = (0.5 if is_effect else 2.0) * np.log(step + 1e-3)
                 peak = 1 + share * (1.0 if grows else 0.01) + jitter
                 values = {
@@ -38,6 +39,7 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
                     "triggers/sink_score": 0.01 if is_effect else 0.5,
                     "extreme/value_drain": drain,
                     "extreme/sink_logit": logit,
+                    "extreme/sink_logit_spread": 1 + (-0.5 if is_effect else 0.5) * share,
                 }
                 record.add(step, {series: np.full((1, 1), value + jitter) for series, value in values.items()})
                 record.add(

@@ -15,6 +15,7 @@ study = Study(
         "softmax": Arm(),
         "relu": Arm(attention="relu"),
         "deep-adam": Arm(depth=3),
+        "deep-relu": Arm(depth=3, attention="relu"),
         "deep-sgd": Arm(depth=3, optimizer="sgd"),
     },
     presets={

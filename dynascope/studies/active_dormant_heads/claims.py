@@ -2,17 +2,26 @@
 
 from typing import Literal
 
-from dynascope.findings.extreme_tokens import log_slope, reinforcement
+import numpy as np
+
+from dynascope.findings.extreme_tokens import reinforcement
+from dynascope.findings.history import log_slope
 from dynascope.record import Record
 from dynascope.studies.harness import Claim
 
 LATE = 0.25
-"""The share of steps that the late slope of the sink logit leaves out."""
+"""The share of steps that late slopes leave out."""
 
 
 def last(record: Record, name: str) -> float:
     """A series of the one layer's one head, at the end."""
     return float(record[name].values[-1].squeeze())
+
+
+def at_sink(record: Record, name: str) -> float:
+    """A series at the end, in the layer and head with the strongest sink."""
+    scores = record["extreme/sink_score"].values[-1]
+    return float(record[name].values[-1][np.unravel_index(scores.argmax(), scores.shape)])
 
 
 def peak_growth(record: Record) -> float:
@@ -28,10 +37,10 @@ def reinforced(record: Record) -> float:
     return reinforcement(record["extreme/sink_score"].values[:, 0, 0], record["extreme/value_drain"].values[:, 0, 0])
 
 
-def late_slope(record: Record) -> float:
-    """Slope of the sink logit against the log of the step over the last three quarters of the steps."""
-    logit = record["extreme/sink_logit"]
-    return log_slope(logit.step.values, logit.values[:, 0, 0], since=LATE * float(logit.step[-1]))
+def late_slope(record: Record, name: str) -> float:
+    """Slope of the one head's series against the log of the step over the last three quarters of the steps."""
+    series = record[name]
+    return log_slope(series.step.values, series.values[:, 0, 0], since=LATE * float(series.step[-1]))
 
 
 def claim(
@@ -119,6 +128,36 @@ CLAIMS = [
         threshold=1.15,
     ),
     Claim(
+        id="relu-grows-none",
+        statement="Nor does ReLU attention, which has no sink to feed it.",
+        source="Section 3.3, Figure 8",
+        paper_value=None,
+        quantity="residual ratio of <s> after the middle block, end over a third of the way",
+        measure=lambda runs: peak_growth(runs["deep-relu"]),
+        op="<",
+        threshold=1.15,
+    ),
+    Claim(
+        id="sgd-keeps-the-sink",
+        statement="Sinks there are under SGD too: only the peak is Adam's.",
+        source="Section 3.3, Figure 8",
+        paper_value=None,
+        quantity="attention to <s> on queries that are no triggers, three layers, the strongest",
+        measure=lambda runs: at_sink(runs["deep-sgd"], "extreme/sink_score"),
+        op=">",
+        threshold=0.5,
+    ),
+    Claim(
+        id="sgd-keeps-the-drain",
+        statement="And their values drain.",
+        source="Section 3.3, Figure 8",
+        paper_value=None,
+        quantity="norm of the value of <s> over the mean of the others, three layers, the strongest sink",
+        measure=lambda runs: at_sink(runs["deep-sgd"], "extreme/value_drain"),
+        op="<",
+        threshold=0.5,
+    ),
+    Claim(
         id="mutual-reinforcement",
         statement="The sink grows as the value drains.",
         source="Section 3.2, Theorem 2",
@@ -134,8 +173,18 @@ CLAIMS = [
         source="Section 3.2, Theorem 2",
         paper_value=0.5,
         quantity="|slope of the sink logit against log step - 0.5|, from a quarter of the steps on",
-        measure=lambda runs: abs(late_slope(runs["softmax"]) - 0.5),
+        measure=lambda runs: abs(late_slope(runs["softmax"], "extreme/sink_logit") - 0.5),
         op="<=",
         threshold=0.3,
+    ),
+    Claim(
+        id="sink-logits-concentrate",
+        statement="Meanwhile the sink logits of different queries come together.",
+        source="Section 3.2, Theorem 2",
+        paper_value=None,
+        quantity="slope of the sink logit's standard deviation over queries against log step, from a quarter of the steps on",
+        measure=lambda runs: late_slope(runs["softmax"], "extreme/sink_logit_spread"),
+        op="<",
+        threshold=0.0,
     ),
 ]

@@ -9,7 +9,13 @@ import numpy as np
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
 
-ARMS = {"softmax": "softmax", "relu": "ReLU", "deep-adam": "3 layers, Adam", "deep-sgd": "3 layers, SGD"}
+ARMS = {
+    "softmax": "softmax",
+    "relu": "ReLU",
+    "deep-adam": "3 layers, Adam",
+    "deep-relu": "3 layers, Adam, ReLU",
+    "deep-sgd": "3 layers, SGD",
+}
 COLOR = alt.Color("arm:N", title=None, sort=list(ARMS.values()))
 
 
@@ -76,7 +82,8 @@ def three_phenomena(runs: Sequence[Runs]) -> Chart:
         .mark_line(strokeWidth=1.3)
         .encode(
             x=alt.X("step:Q", scale=alt.Scale(type="symlog"), title="step", axis=alt.Axis(values=[1, 10, 100, 1000])),
-            y=alt.Y("value:Q", title=None),
+            # Nearly even up to 1, where scores and drains are, and logarithmic beyond, where a peak may be 40.
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(type="symlog", constant=1)),
             color=COLOR,
             detail="seed:N",
             column=alt.Column("quantity:N", title=None, sort=list(shown)),
@@ -128,7 +135,7 @@ def sink_logits(runs: Sequence[Runs]) -> Chart:
 
 
 def remedies(runs: Sequence[Runs]) -> Chart:
-    """Quantization risk after each of three blocks at the end, under Adam and SGD."""
+    """Quantization risk after each of three blocks at the end, with and without the remedies."""
     rows = [
         {"block": block + 1, "risk": float(value), "arm": label, "seed": seed}
         for seed, records in enumerate(runs)
@@ -142,12 +149,17 @@ def remedies(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("block:O", title="after block", axis=alt.Axis(labelAngle=0)),
             xOffset=alt.XOffset("arm:N", sort=list(ARMS.values())),
-            y=alt.Y("risk:Q", title="largest channel over the median magnitude", scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "risk:Q",
+                title="largest channel over the median magnitude",
+                scale=alt.Scale(type="log", nice=False),
+                axis=alt.Axis(values=[5, 10, 20, 50, 100, 200, 500, 1000]),
+            ),
             color=COLOR,
         )
     )
     told = "How much of a quantizer's range one channel takes, at the end of training; a point a seed."
-    return draw("What SGD does for quantization", told, rows, chart)
+    return draw("What the remedies do for quantization", told, rows, chart)
 
 
 def heads(runs: Sequence[Runs]) -> Chart:

@@ -2,7 +2,8 @@
 
 Bigram-Backcopy: characters follow a bigram law, but after a trigger comes the token before it. One layer of softmax attention
 learns to copy at triggers and parks on <s> elsewhere, whose value it empties; ReLU attention solves the task as well and needs
-no sink. With three layers the residual state of <s> grows besides: under Adam, not under SGD.
+no sink. With three layers the residual state of <s> grows besides under Adam; in the paper not under SGD, nor with ReLU
+attention.
 """
 
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 
@@ -31,10 +32,12 @@ def descend(
     *,
     looks: Collection[int] = (),
     look: Callable[[int], None] = lambda step: None,
+    max_norm: float | None = None,
 ) -> None:
     """Take `num_steps` steps down `loss`, and call `look(step)` before the step of each number in `looks`.
 
-    `look(num_steps)` sees the end. `loss` is evaluated once a step, and its gradients go to every optimizer given.
+    `look(num_steps)` sees the end. `loss` is evaluated once a step, and its gradients go to every optimizer given, scaled to a
+    norm of `max_norm` all together where it is larger.
 
     >>> descend(torch.optim.SGD(model.parameters(), lr=0.1), lambda: F.mse_loss(model(x), y), 100)
     """
@@ -46,6 +49,9 @@ def descend(
         for one in optimizers:
             one.zero_grad()
         loss().backward()
+        if max_norm is not None:
+            groups = [group for one in optimizers for group in one.param_groups]
+            clip_grad_norm_([weight for group in groups for weight in group["params"]], max_norm)
         for one in optimizers:
             one.step()
     if num_steps in looks:

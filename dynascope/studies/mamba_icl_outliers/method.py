@@ -98,17 +98,13 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     def look(step: int) -> None:
         record.add(step, dict(probe.measure(ModelView(step, model, (), {}, config.lr))))
 
-    def clip(*_: Any) -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-
     groups: Any = model.parameters()
     if arm.has_two_lrs:
         lrs = dict(zip(("W_B", "W_C", "w"), (config.two_lrs[0], *config.two_lrs), strict=True))
         groups = [{"params": [parameter], "lr": lrs[name]} for name, parameter in model.named_parameters()]
     optimizer = torch.optim.SGD(groups, lr=config.lr)
-    if is_deep:
-        optimizer.register_step_pre_hook(clip)
-    descend(optimizer, loss, num_steps, looks=log_steps(num_steps, per_decade=6), look=look)
+    max_norm = 1.0 if is_deep else None
+    descend(optimizer, loss, num_steps, looks=log_steps(num_steps, per_decade=6), look=look, max_norm=max_norm)
 
     hinges = torch.stack(losses)
     reached = torch.nonzero(hinges < 0.1)

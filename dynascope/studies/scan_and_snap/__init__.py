@@ -29,7 +29,7 @@ study = Study(
         "scan": Arm("scan"),
         "population": Arm("population"),
         **{f"grid-{num_last}": Arm("grid", num_last) for num_last in (1, 3, 5, 10)},
-        **{f"text-{model}": Arm("text", model=model) for model in ("yz", "transformer")},
+        **{f"text-{model}": Arm("text", model=model) for model in ("yz", "yz-stack", "transformer")},
     },
     presets={
         "smoke": Config(
@@ -43,12 +43,23 @@ study = Study(
             window=8,
             width=8,
             text_steps=4,
+            stack_steps=4,
             text_batch=4,
+            dropout=0.2,
+            clip=0.5,
             num_windows=40,
         ),
         "small": Config(),
         "paper": Config(
-            num_panel_repetitions=10, num_bytes=4_000_000, vocab=30_000, width=200, text_steps=50_000, num_windows=5000
+            num_panel_repetitions=10,
+            num_bytes=4_000_000,
+            vocab=30_000,
+            width=200,
+            text_steps=50_000,
+            stack_steps=50_000,
+            dropout=0.2,
+            clip=0.5,
+            num_windows=5000,
         ),
     },
     train=train,

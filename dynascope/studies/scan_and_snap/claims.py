@@ -7,6 +7,7 @@ import xarray as xr
 from jaxtyping import Float
 from scipy import stats
 
+from dynascope.findings.scan_snap import log_step_rate
 from dynascope.record import Record
 from dynascope.studies.harness import Claim, Runs
 from dynascope.studies.scan_and_snap.synthetic import (
@@ -69,16 +70,13 @@ def sparser(runs: Runs) -> float:
     return min(paired_t(cell(runs, slow, 1.0) - cell(runs, fast, 1.0)) for slow, fast in itertools.pairwise(RATES))
 
 
-def rate_left(record: Record, width: float = 0.9) -> float:
+def rate_left(record: Record) -> float:
     """Last rate of the entropy in log step over its steepest fall, each over a factor 2.5 of steps; 1 if it did not fall."""
     entropy = record["scan/entropy"].mean(("layer", "head"))
     entropy = entropy[entropy.step > 0]
-    x, y = np.log(entropy.step.values), entropy.values
-    if y[-1] >= y[0]:
-        return 1.0
-    parts = [(x >= end - width) & (x <= end) for end in x if end - width >= x[0]]
-    slopes = [np.polyfit(x[part], y[part], 1)[0] for part in parts if part.sum() > 2]
-    return float(abs(slopes[-1]) / -min(slopes)) if slopes and min(slopes) < 0 else 1.0
+    rates = log_step_rate(entropy).values
+    has_fallen = entropy.values[-1] < entropy.values[0] and rates.min(initial=0.0) < 0
+    return float(abs(rates[-1]) / -rates.min()) if has_fallen else 1.0
 
 
 def moves_to_distinct(record: Record) -> float:

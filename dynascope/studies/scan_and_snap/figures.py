@@ -11,6 +11,7 @@ from dynascope.studies.harness import Runs
 from dynascope.studies.scan_and_snap.claims import MODELS
 from dynascope.studies.scan_and_snap.synthetic import RATES, RATIOS
 
+TEXTS = MODELS | {"yz-stack": "the paper's model, two blocks"}
 SHOWN = 30
 """Tokens of the map: ten common ones, then the ten distinct ones of each class."""
 
@@ -138,16 +139,18 @@ def text_entropy(runs: Sequence[Runs]) -> Chart:
     """Normalised entropy on text over log step."""
     rows = []
     for seed, records in enumerate(runs):
-        for model, who in MODELS.items():
-            entropy = records[f"text-{model}"]["scan/entropy"].mean(("layer", "head"))
-            rows += _curve(entropy.step.values, entropy.values, "entropy", who, f"{model} {seed}")
+        for model, who in TEXTS.items():
+            entropy = records[f"text-{model}"]["scan/entropy"].mean("head")
+            for layer, values in enumerate(entropy.values.T):
+                told = f"{who}: block {layer + 1}" if entropy.sizes["layer"] > 1 else who
+                rows += _curve(entropy.step.values, values, "entropy", told, f"{model} {seed}")
     chart = (
         alt.Chart(width=430, height=230)
         .mark_line(strokeWidth=1.4)
         .encode(
             x=alt.X("place:Q", scale=alt.Scale(type="log", nice=False), title="1 + step"),
             y=alt.Y("value:Q", title="entropy over log of visible words", scale=alt.Scale(zero=False)),
-            color=alt.Color("who:N", title=None, legend=alt.Legend(orient="bottom", labelLimit=300)),
+            color=alt.Color("who:N", title=None, legend=alt.Legend(orient="bottom", columns=2, labelLimit=300)),
             detail="line:N",
         )
     )
@@ -158,18 +161,18 @@ def text_entropy(runs: Sequence[Runs]) -> Chart:
 def text_words(runs: Sequence[Runs]) -> Chart:
     """Change of attention on each word against how common it is."""
     rows = []
-    for model, who in MODELS.items():
+    for model, who in TEXTS.items():
         record = runs[0][f"text-{model}"]
         commonness, change = (record[name].values[-1] for name in ("commonness", "attention_change"))
         known = np.flatnonzero(np.isfinite(commonness) & np.isfinite(change))
         rows += [{"common": float(commonness[i]), "change": float(change[i]), "who": who} for i in known]
     chart = (
-        alt.Chart(width=230, height=220)
+        alt.Chart(width=190, height=220)
         .mark_circle(size=9, opacity=0.5)
         .encode(
             x=alt.X("common:Q", title="commonness of the word", scale=alt.Scale(zero=False)),
             y=alt.Y("change:Q", title="change of ln(attention over uniform)"),
-            column=alt.Column("who:N", title=None, sort=list(MODELS.values())),
+            column=alt.Column("who:N", title=None, sort=list(TEXTS.values())),
         )
     )
     return draw("Words that attention turns to", "One point a word, first seed.", rows, chart)

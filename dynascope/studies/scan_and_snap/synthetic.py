@@ -46,13 +46,20 @@ class Config:
     width: int = 64
     """Of the text models: embedding, or rank of the factors."""
     text_steps: int = 1000
+    stack_steps: int = 400
+    """Of two blocks on text, whose steps take six times as long as one layer's."""
     text_batch: int = 20
     """Windows a step; the model with one target a window gets ten times as many."""
+    dropout: float = 0.0
+    """Of the ordinary layer."""
+    clip: float | None = None
+    """Largest norm of a gradient on text."""
     num_windows: int = 560
     """Held-out windows that attention is read from at the start and the end."""
 
     def __post_init__(self) -> None:
-        if min(self.num_steps, self.num_repetitions, self.num_panel_repetitions, self.text_steps, self.text_batch) < 1:
+        trainings = self.num_steps, self.text_steps, self.stack_steps
+        if min(*trainings, self.num_repetitions, self.num_panel_repetitions, self.text_batch) < 1:
             raise ValueError("numbers of steps, repetitions and windows must be at least 1")
         if self.window < 3 or self.length < 2:
             raise ValueError("window must be at least 3 and length at least 2: a query wants a context")
@@ -64,8 +71,8 @@ class Arm:
 
     task: Literal["scan", "population", "grid", "text"]
     num_last: int = 2
-    model: Literal["transformer", "yz"] = "yz"
-    """Of text: the paper's model in low rank, or one layer of an ordinary transformer."""
+    model: Literal["transformer", "yz", "yz-stack"] = "yz"
+    """Of text: the paper's model in low rank, two blocks of it, or one layer of an ordinary transformer."""
 
 
 def train_cells(

@@ -40,3 +40,11 @@ def test_several_optimizers_step_from_the_same_gradients() -> None:
     optimizers = [torch.optim.SGD([first], lr=0.1), torch.optim.SGD([second], lr=0.01)]
     descend(optimizers, lambda: first * second, 1)
     assert (first.item(), second.item()) == pytest.approx((1 - 0.1 * 2, 2 - 0.01 * 1))
+
+
+def test_gradients_are_clipped_to_one_norm_all_together() -> None:
+    for max_norm, scale in ((1.0, 5**-0.5), (9.0, 1.0)):
+        first, second = (torch.nn.Parameter(torch.tensor(value)) for value in (1.0, 2.0))
+        optimizers = [torch.optim.SGD([first], lr=0.1), torch.optim.SGD([second], lr=0.01)]
+        descend(optimizers, lambda: first * second, 1, max_norm=max_norm)  # noqa: B023
+        assert (first.item(), second.item()) == pytest.approx((1 - 0.2 * scale, 2 - 0.01 * scale), rel=1e-5)
