@@ -4,6 +4,7 @@ That is TRL's signature too, so a reward of ours works there and one of theirs h
 """
 
 import re
+import reprlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -32,12 +33,14 @@ def evaluate_rewards(
         weights: By name; 1 where nothing is said.
         time_limit: Seconds that one call may take; None for no limit. A call that hangs is left behind in its thread.
 
-    Raises ValueError that names the reward when it raises, takes too long, returns another number of values, or gives
-    a value that is no finite number.
+    Raises ValueError without a reward, and one that names the reward when it raises, takes too long, returns another number
+    of values, or gives a value that is no finite number.
 
     >>> total, _ = evaluate_rewards(lambda completions, **_: [float("4" in c) for c in completions], ["2+2="], ["4"])
     """
     named = rewards if isinstance(rewards, Mapping) else {getattr(rewards, "__name__", type(rewards).__name__): rewards}
+    if not named:
+        raise ValueError("there is no reward: give a callable, or several by name")
     unknown = sorted(set(weights or {}) - set(named))
     if unknown:
         raise ValueError(f"weights name rewards that there are not: {', '.join(unknown)}")
@@ -53,7 +56,7 @@ def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_
     def call() -> None:
         try:
             told["values"] = reward(**given)
-        except Exception as error:  # noqa: BLE001 whatever a user's reward raises is told with its name
+        except (Exception, SystemExit) as error:  # noqa: BLE001 whatever a user's reward raises is told with its name
             told["error"] = error
 
     if time_limit is None:
@@ -67,13 +70,15 @@ def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_
     if "error" in told:
         error = told["error"]
         raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    values = told["values"]
-    if len(values) != num:
-        raise ValueError(f"reward {name!r} gave {len(values)} values for {num} completions")
-    bad = [place for place, value in enumerate(values) if value is None]
-    if not bad:
-        found = torch.as_tensor(values, dtype=torch.float32)
-        bad = (~found.isfinite()).nonzero().flatten().tolist()
+    values = told["values"].tolist() if isinstance(told["values"], Tensor) else told["values"]
+    try:
+        found = torch.tensor([torch.nan if value is None else float(value) for value in values])
+    except (TypeError, ValueError):
+        shown = reprlib.repr(values)
+        raise ValueError(f"reward {name!r} gave {shown}, which is not one number a completion") from None
+    if len(found) != num:
+        raise ValueError(f"reward {name!r} gave {len(found)} values for {num} completions")
+    bad = (~found.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"reward {name!r} gave no finite number for completions {bad[:5]}")
     return found

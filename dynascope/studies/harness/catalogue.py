@@ -118,7 +118,7 @@ def _typed(config: Any, name: str, text: str) -> Any:
     alone = dataclasses.make_dataclass("Alone", [(name, kind)])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            parsed = tyro.cli(alone, args=args, config=(tyro.conf.FlagConversionOff,))
+            parsed: Any = tyro.cli(alone, args=args, config=(tyro.conf.FlagConversionOff,))
     except SystemExit:
         shown = kind.__name__ if type(kind) is type else kind
         raise ValueError(f"--set {name}={text}: {text!r} is no {shown}") from None

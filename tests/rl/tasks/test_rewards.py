@@ -30,6 +30,10 @@ def raising(**columns: Any) -> list[float]:
     raise KeyError("gold")
 
 
+def exiting(**columns: Any) -> list[float]:
+    raise SystemExit(3)
+
+
 def hanging(**columns: Any) -> list[float]:
     time.sleep(30)
     return []
@@ -39,10 +43,15 @@ def hanging(**columns: Any) -> list[float]:
     ("reward", "told"),
     [
         (raising, "reward 'raising' raised KeyError: 'gold'"),
+        (exiting, "reward 'exiting' raised SystemExit: 3"),
         (hanging, "'hanging' took more than 0.05 s"),
         (lambda **columns: [1.0], "gave 1 values for 2 completions"),
         (lambda **columns: [1.0, float("nan")], r"no finite number for completions \[1\]"),
         (lambda **columns: [None, 1.0], r"no finite number for completions \[0\]"),
+        (lambda **columns: None, "gave None, which is not one number a completion"),
+        (lambda **columns: 1.0, r"gave 1\.0, which is not one number a completion"),
+        (lambda **columns: ["good", "bad"], "gave .*'good'.* which is not one number a completion"),
+        (lambda **columns: torch.ones(2, 1), r"gave \[\[1\.0\], \[1\.0\]\], which is not one number a completion"),
     ],
 )
 def test_what_a_reward_does_wrong_is_told(reward: Callable[..., Any], told: str) -> None:
@@ -55,6 +64,13 @@ def test_without_a_time_limit_errors_are_told_too() -> None:
         evaluate_rewards(raising, [""], ["a"], time_limit=None)
     with pytest.raises(ValueError, match="weights name rewards that there are not: size"):
         evaluate_rewards(length, [""], ["a"], weights={"size": 1.0})
+    with pytest.raises(ValueError, match="there is no reward"):
+        evaluate_rewards({}, [""], ["a"])
+
+
+def test_tensors_generators_and_truths_are_values_too() -> None:
+    for values in (torch.tensor([1, 0]), (float(one) for one in (1, 0)), [True, False]):
+        assert evaluate_rewards(lambda kept=values, **columns: kept, ["", ""], ["a", "b"])[0].tolist() == [1, 0]
 
 
 def test_format_is_of_the_whole_completion() -> None:
