@@ -251,6 +251,68 @@ def test_what_trl_cannot_give_is_told(tiny_llama: Any, character_tokenizer: Any,
         make(grpo.having(kl=(KLTerm("teacher", "k2"),)))
     with pytest.raises(ValueError, match="set beta"):
         make(reinforce_pp.having(advantage=WhitenedReturns(1e-3)))
+    with pytest.raises(ValueError, match=r"use rl\.interleaving\.trl\.MixedPolicyTrainer"):
+        make("luffy")
+    with pytest.raises(ValueError, match="TRL does not give values"):
+        make("ppo")
+
+
+def test_completions_that_no_reward_says_anything_of_teach_nothing(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Beside 1 and 0 an unknown one is no third value of the group: advantages ±0.7071 / (0.7071 + 1e-4), and 0."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    told: list[float | None] = [1.0, None, None, 0.0, None, 1.0, 1.0, None]
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path, max_steps=1), objective="grpo"
+    )
+    ours.reward_funcs = [lambda completions, **columns: told]
+    inputs = [{"prompt": "1+2="}] * 4 + [{"prompt": "2+2="}] * 4
+    output = ours._generate_and_score_completions(inputs)
+    half = 0.5 / (0.5**0.5 + 1e-4)
+    torch.testing.assert_close(output["advantages"], torch.tensor([half, 0, 0, -half, 0, 0, 0, 0]))
+    ours.reward_funcs = [lambda completions, **columns: [None] * len(completions)]
+    with pytest.raises(ValueError, match="no completion has a reward: reward said None or NaN"):
+        ours._generate_and_score_completions(inputs)
+
+
+def test_trls_loss_takes_what_else_a_batch_has(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    """Weights against vLLM's drift, images, truncation by TRL's rule; and a loss that is not finite ends training."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path),
+        objective=dapo.having(learns_from_truncated=False),
+    )  # fmt: skip
+    ours.current_gradient_accumulation_steps, ours.args.steps_per_generation = 1, 1
+    seen: list[dict[str, Any]] = []
+    log_probs = torch.full((8, 6), -1.0)
+
+    def told(model: Any, *args: Any, **more: Any) -> tuple[Tensor, Tensor, None]:
+        seen.append(more)
+        return log_probs.requires_grad_(), torch.ones(8, 6), None
+
+    ours._get_per_token_logps_and_entropies = told
+    stop = character_tokenizer.eos_token_id
+    inputs = {
+        "prompt_ids": torch.ones(8, 2).long(), "prompt_mask": torch.ones(8, 2).long(),
+        "completion_ids": torch.tensor([[1, 2, 3, 4, 5, stop], [1, 2, 3, 4, 5, 6]]).repeat(4, 1),
+        "completion_mask": torch.ones(8, 6).long(), "advantages": torch.ones(8), "rewards": torch.ones(8),
+        "group_ids": torch.arange(8) // 4, "is_solved": torch.ones(8).bool(), "num_items_in_batch": torch.tensor(48),
+    }  # fmt: skip
+    tiny_llama.train()
+    plain = ours._compute_loss(tiny_llama, inputs)
+    assert float(plain.detach()) == pytest.approx(-0.5)  # half of the completions were cut off
+    weighed = ours._compute_loss(
+        tiny_llama, {**inputs, "importance_sampling_ratio": torch.full((8, 1), 0.5), "pixel_values": torch.ones(8)}
+    )
+    assert float(weighed.detach()) == pytest.approx(-0.25)
+    assert "pixel_values" not in seen[0]
+    assert "pixel_values" in seen[1]
+    log_probs = torch.full((8, 6), torch.nan)
+    with pytest.raises(ValueError, match="step 0: the loss is not finite"):
+        ours._compute_loss(tiny_llama, inputs)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
