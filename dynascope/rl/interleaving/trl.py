@@ -121,7 +121,7 @@ class MixedPolicyTrainer(PolicyObjectiveTrainer):
         return super()._generate_and_score_completions(inputs)
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        whole = super()._generate(prompts)
+        whole: tuple[Any, ...] = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask, completions, sampling, *others = whole
         is_given = torch.zeros(len(prompts), dtype=torch.bool, device=self.accelerator.device)
         self._is_demonstration = is_given
