@@ -206,7 +206,7 @@ def _loss(
     given: Mapping[str, Tensor | None],
     whole: Mapping[str, Any],
     max_length: int | None,
-    **more: Tensor,
+    **more: Any,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss and its metrics as numbers, `given` by verl's names; `whole` counts the step's tokens and completions."""
     if objective.aggregation == "max-length" and max_length is None:
