@@ -84,6 +84,15 @@ def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_
     return found
 
 
+def texts_of(completions: Sequence[Any]) -> list[str]:
+    """What completions or prompts say; of a conversation, as TRL hands it to rewards, the last message.
+
+    >>> texts_of(["4", [{"role": "assistant", "content": "5"}]])
+    ['4', '5']
+    """
+    return [one if isinstance(one, str) else str(one[-1]["content"]) for one in completions]
+
+
 class FormatReward:
     """1 for a completion that the pattern matches as a whole, else 0.
 
@@ -95,8 +104,8 @@ class FormatReward:
         self.pattern = re.compile(pattern, re.DOTALL)
         self.__name__ = "format"
 
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        return [float(self.pattern.fullmatch(one) is not None) for one in completions]
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+        return [float(self.pattern.fullmatch(one) is not None) for one in texts_of(completions)]
 
 
 def overlong_penalty(

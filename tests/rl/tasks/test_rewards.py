@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from dynascope.rl.tasks.rewards import FormatReward, evaluate_rewards, overlong_penalty
+from dynascope.rl.tasks.gsm8k import numeric_reward
+from dynascope.rl.tasks.pairwise import THINK_ANSWER, ConsistencyReward, JudgeReward
+from dynascope.rl.tasks.reward_rules import RewardRule
+from dynascope.rl.tasks.rewards import FormatReward, evaluate_rewards, overlong_penalty, texts_of
 
 
 def length(completions: list[str], **columns: Any) -> list[float]:
@@ -71,6 +74,20 @@ def test_without_a_time_limit_errors_are_told_too() -> None:
 def test_tensors_generators_and_truths_are_values_too() -> None:
     for values in (torch.tensor([1, 0]), (float(one) for one in (1, 0)), [True, False]):
         assert evaluate_rewards(lambda kept=values, **columns: kept, ["", ""], ["a", "b"])[0].tolist() == [1, 0]
+
+
+def test_conversations_say_their_last_message() -> None:
+    """As TRL hands them over: every reward of ours reads them like texts."""
+    plain = [r"<think>2 is 1+1, so \boxed{2}</think><answer>2</answer>", "3"]
+    chat = [[{"role": "assistant", "content": text}] for text in plain]
+    assert texts_of(chat) == texts_of(plain) == plain
+    columns: dict[str, Any] = {"answer": ["2", "2"], "label": [2, 2]}
+    rule = RewardRule.named("independent").as_reward(lambda text, answer: answer in text)
+    consistency = ConsistencyReward(lambda reasoning, answer: int(answer == "2"))
+    for reward in (FormatReward(THINK_ANSWER), numeric_reward, rule, consistency, JudgeReward(consistency)):
+        told = reward(completions=chat, **columns)
+        assert told == reward(completions=plain, **columns)
+        assert told[0] > told[1]
 
 
 def test_format_is_of_the_whole_completion() -> None:
