@@ -158,7 +158,7 @@ class JudgeEnsemble:
         keys = [f"{_hash(one)}:{turn}" for one in solutions]
         unknown = [place for place, key in enumerate(keys) if key not in self._cache]
         if unknown:
-            told = self.judge([solutions[place] for place in unknown])
+            told: Any = self.judge([solutions[place] for place in unknown])
             try:
                 kinds = [_KIND_OF[verdict] for verdict in (told.tolist() if isinstance(told, Tensor) else told)]
             except (TypeError, KeyError):
