@@ -1,6 +1,8 @@
 """Any policy objective inside TRL's GRPOTrainer: generation, accelerate, PEFT and vLLM are TRL's, the objective ours."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,12 +38,15 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters, and
     like teachers not with images.
 
+    `process` changes the distribution that is drawn from in training, as in `rl.rollout.sample`: HAPO's `AdaptiveTemperature`, or
+    any other logits processor. Only Hugging Face's `generate` takes it.
+
     A `teacher` (a model with the policy's tokenizer, a `TeacherScorer` or another `Teacher`) is asked once a rollout, for the
     completions that a term keeps. Checkpoints hold the state of slots that have one, and resuming puts it back.
 
     Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
-    has another vocabulary; where no completion of a rollout has a reward; in the first loss whose teacher teaches nothing
-    (`check_teacher`), and in one that is not finite.
+    has another vocabulary; for a `process` with vLLM or continuous batching; where no completion of a rollout has a reward;
+    in the first loss whose teacher teaches nothing (`check_teacher`), and in one that is not finite.
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
     """
@@ -59,9 +64,13 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         *args: Any,
         objective: PolicyObjective | str,
         teacher: nn.Module | Teacher | None = None,
+        process: Callable[[Tensor, Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if process is not None and (self.use_vllm or self.use_transformers_continuous_batching):
+            raise ValueError("process= changes what generate() draws from: leave vLLM and continuous batching off")
+        self.process = process
         self.objective = preset(objective) if isinstance(objective, str) else objective
         needs = self.objective.rollout_needs | self.objective.loss_needs
         self.teacher = TeacherScorer(teacher) if isinstance(teacher, nn.Module) else teacher
@@ -103,6 +112,16 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (Path(checkpoint) / _STATE).is_file():
             self.objective.load_state_dict(torch.load(Path(checkpoint) / _STATE, weights_only=True))
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.process is None or not self.model.training:
+            return super()._generate_single_turn(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        model.generate = partial(model.generate, logits_processor=[self.process])  # TRL has no way to hand one on
+        try:
+            return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            del model.generate
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         by_function: Tensor = super()._calculate_rewards(*args, **kwargs)

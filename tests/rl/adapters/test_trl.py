@@ -11,6 +11,7 @@ from torch import Tensor
 from dynascope.rl.advantages import WhitenedReturns
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import TeacherReward
+from dynascope.rl.entropy.parts import AdaptiveTemperature
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_response, reinforce_pp
 from dynascope.rl.rollout import Rollout
@@ -170,6 +171,35 @@ def test_trls_trainer_runs_it(
     assert all(torch.isfinite(torch.tensor(log["policy/entropy"])) for log in told)
     moved = [float((new - old).abs().max()) for new, old in zip(tiny_llama.parameters(), before, strict=True)]
     assert max(moved) > 1e-5
+
+
+def test_trls_generation_takes_a_logits_processor(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    """HAPO's temperature sees every rollout of training and none of evaluation, and leaves the model as it was."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    temperature = AdaptiveTemperature(ends={character_tokenizer.eos_token_id})
+    args = settings(tmp_path, steps_per_generation=1)
+    ours = trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, args, objective="hapo", process=temperature)
+    ours.train()
+    assert temperature.stats is not None  # of the first of two rollouts
+    before = temperature.stats
+    assert "generate" not in vars(tiny_llama)
+    tiny_llama.eval()
+    ours._generate_single_turn([[1, 2], [3]], None, {}, 1)
+    assert temperature.stats is before
+
+    def only_ends(tokens: Tensor, scores: Tensor) -> Tensor:
+        barred = torch.full_like(scores, -torch.inf)
+        barred[:, character_tokenizer.eos_token_id] = 0.0
+        return barred
+
+    ours.process = only_ends
+    tiny_llama.train()
+    completions, _ = ours._generate_single_turn([[1, 2], [3]], None, {}, 1)
+    assert completions == [[character_tokenizer.eos_token_id]] * 2
+    args.use_transformers_continuous_batching = True
+    with pytest.raises(ValueError, match="leave vLLM and continuous batching off"):
+        trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, args, objective="hapo", process=only_ends)
 
 
 def test_trls_trainer_asks_a_teacher(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
