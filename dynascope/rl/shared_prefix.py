@@ -43,7 +43,8 @@ def grouped_log_probs(
     >>> log_probs, _ = grouped_log_probs(model, groups, temperature=0.9)
     """
     layout = groups.layout
-    if share is False or (share is None and not pays(layout)):
+    # Where no completion has a token nothing is asked of the head, yet a loss of 0 must reach the weights.
+    if share is False or not bool(groups.mask.any()) or (share is None and not pays(layout)):
         of = layout.group_of
         logits = completion_logits(model, groups.prompts[of], groups.prompt_mask[of], groups.completions)
         cell_of, targets = torch.arange(groups.mask.numel(), device=logits.device), groups.completions.flatten()

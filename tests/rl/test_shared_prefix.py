@@ -86,6 +86,15 @@ def test_what_is_kept_for_the_backward_pass_shrinks_with_the_tokens(tiny_llama: 
     assert ratio < 1.3 * (39 + 12) / (6 * 41)
 
 
+def test_no_token_at_all_is_no_error_and_has_no_gradient(tiny_llama: Any) -> None:
+    """As when TRL masks every completion that was cut off, and all were."""
+    log_probs, entropies = grouped_log_probs(tiny_llama, PromptGroups.of([[1, 2], [3]], [[]] * 4, 2), entropy=True)
+    assert entropies is not None
+    assert not log_probs.any()
+    assert not entropies.any()
+    assert all(not one.any() for one in gradients(tiny_llama, log_probs))
+
+
 def test_users_can_check_their_own_model(tiny_llama: Any, groups: PromptGroups) -> None:
     assert max(assert_equivalent(tiny_llama, groups).values()) < 1e-5
     with pytest.raises(AssertionError, match="rtol=1e-12"):

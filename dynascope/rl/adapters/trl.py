@@ -205,10 +205,12 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         return whole.to(local.dtype)
 
     def _advantages(self, batch: PolicyBatch) -> Tensor:
-        """Of a whole rollout; 0 of completions that no reward function said anything of."""
-        scored = self._is_scored.to(batch.mask.device)
+        """Of a whole rollout; 0 of completions that no reward function said anything of, and where TRL masked every token."""
+        scored = self._is_scored.to(batch.mask.device) & batch.mask.any()
         if bool(scored.all()):
             return self.objective.advantages(batch)
+        if not bool(scored.any()):
+            return torch.zeros_like(batch.rewards)
         own = self.objective.advantages(batch.select(scored))
         whole = own.new_zeros((len(batch), *own.shape[1:]))
         whole[scored] = own

@@ -307,6 +307,36 @@ def test_completions_that_no_reward_says_anything_of_teach_nothing(
         ours._generate_and_score_completions(inputs)
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_rollout_that_was_cut_off_altogether_changes_nothing(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, shares: bool
+) -> None:
+    """With `mask_truncated_completions` no token is left of it."""
+    from dynascope.rl.adapters.shared_prefix import SharedPromptsMixin
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    class Sharing(SharedPromptsMixin, PolicyObjectiveTrainer):
+        pass
+
+    def goes_on(tokens: Tensor, scores: Tensor) -> Tensor:
+        barred = scores.clone()
+        barred[:, [character_tokenizer.eos_token_id, character_tokenizer.pad_token_id]] = -torch.inf
+        return barred
+
+    before = copy.deepcopy(tiny_llama)
+    args = settings(tmp_path, mask_truncated_completions=True, weight_decay=0.0)
+    trainer(
+        Sharing if shares else PolicyObjectiveTrainer,
+        tiny_llama,
+        character_tokenizer,
+        args,
+        objective="dapo",
+        process=goes_on,
+    ).train()
+    for one, other in zip(tiny_llama.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_trls_loss_takes_what_else_a_batch_has(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
     """Weights against vLLM's drift, images, truncation by TRL's rule; and a loss that is not finite ends training."""
     from dynascope.rl.adapters.trl import PolicyObjectiveTrainer

@@ -63,6 +63,12 @@ def test_a_setting_that_its_study_refuses_is_told() -> None:
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", ["hapo", "riskpo", "kdrl", "token-hidden-reward", "relift", "simplerl-zoo"])
+def test_no_prompt_is_told_before_anything_is_trained(name: str) -> None:
+    with pytest.raises(ValueError, match=r"--set num_prompts=0: .*num_prompts.* must be at least 1"):
+        parse_overrides(load_study(name), "smoke", ["num_prompts=0"])
+
+
 def test_settings_that_go_together_are_checked_together() -> None:
     """Width 48 alone does not fit 5 heads, nor 5 heads the preset's width; 45 and 5 do."""
     study = load_study("cot-pass-at-k")
