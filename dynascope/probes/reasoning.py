@@ -11,7 +11,7 @@ from torch import Tensor
 from dynascope.record import Series
 from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
 from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
-from dynascope.rl.tasks.rewards import Reward, texts_of
+from dynascope.rl.tasks.rewards import Reward, name_of, texts_of
 
 
 class ReasoningDynamics:
@@ -130,7 +130,7 @@ def reasoning_monitored(
                     more["log_metric"](f"{name}/{dynamics.ks[place]}" if value.ndim else name, one)
         return values
 
-    both.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    both.__name__ = name_of(reward)
     return both
 
 

@@ -12,7 +12,7 @@ from dynascope.rl.batch import per_token
 from dynascope.rl.reasoning.behaviours import REPETITIVE, BehaviourLabeller, compression_ratio, num_reflections
 from dynascope.rl.reasoning.pass_at_k import pass_at_k
 from dynascope.rl.rollout import Rollout
-from dynascope.rl.tasks.rewards import texts_of
+from dynascope.rl.tasks.rewards import name_of, texts_of
 
 
 def watch_rollout(
@@ -197,7 +197,7 @@ def monitored(
                 more["log_metric"](name, float(value))
         return values
 
-    both.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    both.__name__ = name_of(reward)
     return both
 
 

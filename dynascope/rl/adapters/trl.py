@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
+from trl.trainer.utils import is_async_callable
 
 from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.distillation import solved
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.rollout import Rollout, score
+from dynascope.rl.tasks.rewards import guarded
 from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher
 
 _STATE = "policy_objective.pt"
@@ -33,7 +35,8 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     scale_rewards, importance_sampling_level, entropy_coef, delta) no longer count; an objective against the start model
     wants `beta` above 0 in the settings, so that TRL keeps that model, and weighs it by its own coefficient. TRL's weights
     against the drift of vLLM are applied. Completions of which every reward function said None have no advantage, and are
-    nobody's baseline.
+    nobody's baseline. A reward function that raises, or takes longer than `reward_time_limit` seconds (None for no limit), ends
+    training in one line that names it; models and coroutines as rewards are left to TRL.
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters, and
     like teachers not with images.
@@ -58,6 +61,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         }
     )  # fmt: skip
     """Fields of a batch that are there whatever the slots."""
+    reward_funcs: list[Any]
 
     def __init__(
         self,
@@ -65,12 +69,17 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         objective: PolicyObjective | str,
         teacher: nn.Module | Teacher | None = None,
         process: Callable[[Tensor, Tensor], Tensor] | None = None,
+        reward_time_limit: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if process is not None and (self.use_vllm or self.use_transformers_continuous_batching):
             raise ValueError("process= changes what generate() draws from: leave vLLM and continuous batching off")
         self.process = process
+        self.reward_funcs = [
+            one if isinstance(one, nn.Module) or is_async_callable(one) else guarded(one, time_limit=reward_time_limit)
+            for one in self.reward_funcs
+        ]
         self.objective = preset(objective) if isinstance(objective, str) else objective
         needs = self.objective.rollout_needs | self.objective.loss_needs
         self.teacher = TeacherScorer(teacher) if isinstance(teacher, nn.Module) else teacher

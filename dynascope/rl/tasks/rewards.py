@@ -38,7 +38,7 @@ def evaluate_rewards(
 
     >>> total, _ = evaluate_rewards(lambda completions, **_: [float("4" in c) for c in completions], ["2+2="], ["4"])
     """
-    named = rewards if isinstance(rewards, Mapping) else {getattr(rewards, "__name__", type(rewards).__name__): rewards}
+    named = rewards if isinstance(rewards, Mapping) else {name_of(rewards): rewards}
     if not named:
         raise ValueError("there is no reward: give a callable, or several by name")
     unknown = sorted(set(weights or {}) - set(named))
@@ -46,8 +46,36 @@ def evaluate_rewards(
         raise ValueError(f"weights name rewards that there are not: {', '.join(unknown)}")
     given = {"prompts": list(prompts), "completions": list(completions), **(columns or {})}
     each = {name: _values(name, reward, given, len(completions), time_limit) for name, reward in named.items()}
+    for name, values in each.items():
+        bad = (~values.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"reward {name!r} gave no finite number for completions {bad[:5]}")
     total = torch.stack([(weights or {}).get(name, 1.0) * values for name, values in each.items()]).sum(0)
     return total, each
+
+
+def guarded(reward: Reward, *, time_limit: float | None = None) -> Reward:
+    """The same reward, for whoever calls rewards himself, as TRL does: raises what `evaluate_rewards` raises, but takes None.
+
+    >>> GRPOTrainer(model, reward_funcs=guarded(reward, time_limit=60.0), args=args, train_dataset=prompts)
+    """
+    name = name_of(reward)
+
+    def call(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        values = _values(name, reward, {"completions": completions, **columns}, len(completions), time_limit)
+        return [None if value != value else value for value in values.tolist()]
+
+    call.__name__ = name
+    return call
+
+
+def name_of(reward: Reward) -> str:
+    """Of a function its own, of an object its class's.
+
+    >>> name_of(FormatReward("a"))
+    'format'
+    """
+    return str(getattr(reward, "__name__", type(reward).__name__))
 
 
 def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_limit: float | None) -> Tensor:
@@ -78,9 +106,6 @@ def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_
         raise ValueError(f"reward {name!r} gave {shown}, which is not one number a completion") from None
     if len(found) != num:
         raise ValueError(f"reward {name!r} gave {len(found)} values for {num} completions")
-    bad = (~found.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"reward {name!r} gave no finite number for completions {bad[:5]}")
     return found
 
 

@@ -1,6 +1,7 @@
 """Presets equal TRL's own losses on the same batch, and TRL's trainer runs any objective."""
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,32 @@ def test_trls_trainer_runs_it(
     assert all(torch.isfinite(torch.tensor(log["policy/entropy"])) for log in told)
     moved = [float((new - old).abs().max()) for new, old in zip(tiny_llama.parameters(), before, strict=True)]
     assert max(moved) > 1e-5
+
+
+def test_a_reward_that_raises_or_hangs_ends_trls_training_in_one_line(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    def broken(completions: list[str], **columns: Any) -> list[float]:
+        return [1 / 0]
+
+    def hanging(completions: list[str], **columns: Any) -> list[float]:
+        time.sleep(30)
+        return []
+
+    prompts = datasets.Dataset.from_dict({"prompt": ["1+1=", "1+2="]})
+    for reward, message in (
+        (broken, "reward 'broken' raised ZeroDivisionError"),
+        (hanging, "'hanging' took more than 0.1 s"),
+    ):
+        ours = PolicyObjectiveTrainer(
+            tiny_llama, reward_funcs=reward, args=settings(tmp_path), train_dataset=prompts, objective="grpo",
+            processing_class=character_tokenizer, reward_time_limit=0.1,
+        )  # fmt: skip
+        assert ours.reward_func_names == [reward.__name__]
+        with pytest.raises(ValueError, match=message):
+            ours.train()
 
 
 def test_trls_generation_takes_a_logits_processor(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from dynascope.rl.tasks.gsm8k import numeric_reward
 from dynascope.rl.tasks.pairwise import THINK_ANSWER, ConsistencyReward, JudgeReward
 from dynascope.rl.tasks.reward_rules import RewardRule
-from dynascope.rl.tasks.rewards import FormatReward, evaluate_rewards, overlong_penalty, texts_of
+from dynascope.rl.tasks.rewards import FormatReward, evaluate_rewards, guarded, name_of, overlong_penalty, texts_of
 
 
 def length(completions: list[str], **columns: Any) -> list[float]:
@@ -74,6 +74,15 @@ def test_without_a_time_limit_errors_are_told_too() -> None:
 def test_tensors_generators_and_truths_are_values_too() -> None:
     for values in (torch.tensor([1, 0]), (float(one) for one in (1, 0)), [True, False]):
         assert evaluate_rewards(lambda kept=values, **columns: kept, ["", ""], ["a", "b"])[0].tolist() == [1, 0]
+
+
+def test_a_guarded_reward_tells_the_same_but_may_say_nothing() -> None:
+    assert guarded(length)(["ab", "c"], prompts=["", ""]) == [2.0, 1.0]
+    assert guarded(length).__name__ == name_of(length) == "length"
+    assert guarded(lambda **columns: [None, 1])(["a", "b"]) == [None, 1.0]
+    for reward, message in ((hanging, "'hanging' took more than 0.05 s"), (raising, "'raising' raised KeyError")):
+        with pytest.raises(ValueError, match=message):
+            guarded(reward, time_limit=0.05)(["a"])
 
 
 def test_conversations_say_their_last_message() -> None:
