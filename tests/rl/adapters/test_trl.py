@@ -402,24 +402,31 @@ def test_trls_loss_takes_what_else_a_batch_has(tiny_llama: Any, character_tokeni
         ours._compute_loss(tiny_llama, inputs)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize(
+    "changes", [{}, {"beta": 0.04}, {"entropy_coef": 0.1}, {"objective": grpo.having(entropy_bonus=0.1)}]
+)
 def test_trl_trains_the_same_with_shared_prompts(
-    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, beta: float
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
+    """A start model, and a bonus of entropy by TRL or by the objective, are in the loss here and there."""
     from dynascope.rl.adapters.shared_prefix import SharedPromptsMixin
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
 
     calls = []
+    args = dict(changes)
+    more = {"objective": args.pop("objective")} if "objective" in args else {}
+    plain: Any = PolicyObjectiveTrainer if more else trl.GRPOTrainer
 
-    class Sharing(SharedPromptsMixin, trl.GRPOTrainer):  # type: ignore[misc, name-defined]
+    class Sharing(SharedPromptsMixin, plain):  # type: ignore[misc]
         def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
             calls.append(1)
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     ends = []
-    for kind in (trl.GRPOTrainer, Sharing):
+    for kind in (plain, Sharing):
         torch.manual_seed(0)
         model = copy.deepcopy(tiny_llama)
-        one = trainer(kind, model, character_tokenizer, settings(tmp_path / kind.__name__, beta=beta, seed=1))
+        one = trainer(kind, model, character_tokenizer, settings(tmp_path / kind.__name__, seed=1, **args), **more)
         one.train()
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert calls
