@@ -11,7 +11,7 @@ from torch import Tensor
 from dynascope.record import Series
 from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
 from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
-from dynascope.rl.tasks.rewards import Reward
+from dynascope.rl.tasks.rewards import Reward, name_of, texts_of
 
 
 class ReasoningDynamics:
@@ -111,7 +111,7 @@ def reasoning_monitored(
 
     def both(prompts: Sequence[Any], completions: Sequence[Any], **more: Any) -> Sequence[float | None]:
         values = reward(prompts=prompts, completions=completions, **more)
-        questions, texts = ([_text(one) for one in each] for each in (prompts, completions))
+        questions, texts = texts_of(prompts), texts_of(completions)
         begins = [place == 0 or questions[place] != questions[place - 1] for place in range(len(questions))]
         groups = torch.tensor(begins).cumsum(0) - 1
         sizes = groups.bincount()
@@ -130,13 +130,8 @@ def reasoning_monitored(
                     more["log_metric"](f"{name}/{dynamics.ks[place]}" if value.ndim else name, one)
         return values
 
-    both.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    both.__name__ = name_of(reward)
     return both
-
-
-def _text(message: Any) -> str:
-    """What a prompt or completion says, of a conversation its last message."""
-    return message if isinstance(message, str) else str(message[-1]["content"])
 
 
 def _table(values: Tensor, mask: Tensor) -> Tensor:

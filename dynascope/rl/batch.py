@@ -93,11 +93,15 @@ class PolicyBatch:
                 f"mask must be bool of shape (N, T), not {self.mask.dtype} of shape {tuple(self.mask.shape)}; "
                 "use mask.bool()"
             )
-        for names, dims in ((_BY_TOKEN, 2), (_BY_TOKEN_AND_MORE, 2), (_BY_COMPLETION, 1)):
-            expected = self.mask.shape[:dims]
+        by_token, by_completion = self.mask.shape, self.mask.shape[:1]
+        for names, expected, end in (
+            (_BY_TOKEN, by_token, None),
+            (_BY_TOKEN_AND_MORE, by_token, -1),
+            (_BY_COMPLETION, by_completion, None),
+        ):
             for name in names:
                 value = getattr(self, name)
-                if value is not None and value.shape[:dims] != expected:
+                if value is not None and value.shape[:end] != expected:
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, but mask says {tuple(expected)}")
         if self.advantage is not None and self.advantage.shape not in (self.mask.shape[:1], self.mask.shape):
             num, width = self.mask.shape
@@ -110,7 +114,7 @@ class PolicyBatch:
         """This batch, after a look at its values; on a GPU this waits for the device, so do it once a rollout.
 
         Raises ValueError for a batch without any token, for rewards that are not finite, and for log-probabilities,
-        values or entropies that are not finite at a token of a completion.
+        values, entropies or hidden states that are not finite at a token of a completion.
         """
         if not bool(self.mask.any()):
             raise ValueError("mask is False everywhere: no completion has a token, so there is nothing to learn from")
@@ -120,11 +124,21 @@ class PolicyBatch:
             raise ValueError(
                 f"rewards of completions {bad[:5]} are not finite; mend the reward, or drop them: select()"
             )
-        for name in ("log_probs", "behaviour_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values"):
+        for name in (
+            "log_probs",
+            "behaviour_log_probs",
+            "ref_log_probs",
+            "teacher_log_probs",
+            "entropy",
+            "values",
+            "hidden",
+        ):
             value = getattr(self, name)
             if value is None:
                 continue
-            bad = (~value.isfinite() & self.mask).any(1).nonzero().flatten().tolist()
+            is_bad = ~value.isfinite()
+            is_bad = is_bad.any(2) if name == "hidden" else is_bad
+            bad = (is_bad & self.mask).any(1).nonzero().flatten().tolist()
             if bad:
                 raise ValueError(
                     f"{name} of completions {bad[:5]} are not finite at tokens that count; "

@@ -31,7 +31,7 @@ def kl_estimate(
     kind: str = "k3",
     *,
     logits: Float[Tensor, "*N vocabulary"] | None = None,
-    ref_logits: Float[Tensor, "*N vocabulary"] | None = None,
+    ref_logits: Float[Tensor, "*N ref_vocabulary"] | None = None,
     top: int | None = None,
     clamp: float | None = None,
     as_reward: bool = False,
@@ -44,8 +44,8 @@ def kl_estimate(
     |R| = `clamp` an estimate goes on as its tangent there, so that its gradient is bounded yet never 0. `as_reward`
     detaches the result. The module's table says which kind is for what; k1 to k3 are Schulman's (2020).
 
-    Raises ValueError for another kind, "full" without logits, a `top` below 1 or without "full", or a `clamp` that is not
-    positive.
+    Raises ValueError for another kind, "full" without logits or with two vocabularies, a `top` below 1 or without "full", or
+    a `clamp` that is not positive.
 
     >>> kl_estimate(torch.tensor([-1.0]), torch.tensor([-2.0]), "k2")
     tensor([0.5000])
@@ -57,6 +57,11 @@ def kl_estimate(
     if kind == "full":
         if logits is None or ref_logits is None:
             raise ValueError("kind='full' sums over the vocabulary and needs logits and ref_logits")
+        if logits.shape != ref_logits.shape:
+            raise ValueError(
+                f"logits have shape {tuple(logits.shape)} and ref_logits {tuple(ref_logits.shape)}: they must be of one "
+                "vocabulary; cut what pads the larger table"
+            )
         own, other = logits.float().log_softmax(-1), ref_logits.detach().float().log_softmax(-1)
         if top is not None:
             likeliest = own.topk(min(top, own.shape[-1]), -1).indices

@@ -12,6 +12,7 @@ from dynascope.rl.batch import per_token
 from dynascope.rl.reasoning.behaviours import REPETITIVE, BehaviourLabeller, compression_ratio, num_reflections
 from dynascope.rl.reasoning.pass_at_k import pass_at_k
 from dynascope.rl.rollout import Rollout
+from dynascope.rl.tasks.rewards import name_of, texts_of
 
 
 def watch_rollout(
@@ -179,7 +180,7 @@ def monitored(
 
     def both(prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any, **more: Any) -> Any:
         values = reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **more)
-        texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+        texts = texts_of(completions)
         truncated = [len(ids) >= max_length and ids[-1] not in stop_tokens for ids in completion_ids]
         changes = [place > 0 and prompts[place] != prompts[place - 1] for place in range(len(prompts))]
         told = watch_responses(
@@ -196,7 +197,7 @@ def monitored(
                 more["log_metric"](name, float(value))
         return values
 
-    both.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    both.__name__ = name_of(reward)
     return both
 
 

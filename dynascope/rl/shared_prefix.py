@@ -1,6 +1,7 @@
 """Log-probabilities of groups of completions with each prompt worked out once, and training on them (arXiv 2506.05433)."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -30,24 +31,29 @@ def grouped_log_probs(
     backend: Backend = "auto",
     chunk: int | None = None,
     entropy: bool = False,
+    differentiable_entropy: bool = False,
 ) -> tuple[Float[Tensor, "N R"], Float[Tensor, "N R"] | None]:
     """log π of every token of the completions, 0 where there is none, and if asked the entropies they were drawn with.
 
     Equal to those of the batch that repeats each prompt for each completion, and so are their gradients. `share` says
     whether prompts are packed or repeated; None packs where it pays. `backend` is that of `grouped_attention`. Only what
     predicts a completion's token reaches the output head; with `chunk`, so many at once, which are worked out again in the
-    backward pass. Entropies have no gradient.
+    backward pass. Entropies have no gradient unless `differentiable_entropy`.
 
     Raises ValueError as `shared_prefix_forward` does, and for `chunk` with a model that changes its logits behind the head.
 
     >>> log_probs, _ = grouped_log_probs(model, groups, temperature=0.9)
     """
     layout = groups.layout
-    if share is False or (share is None and not pays(layout)):
+    of_cells = partial(
+        _of_cells, temperature=temperature, entropy=entropy, differentiable_entropy=differentiable_entropy
+    )
+    # Where no completion has a token nothing is asked of the head, yet a loss of 0 must reach the weights.
+    if share is False or not bool(groups.mask.any()) or (share is None and not pays(layout)):
         of = layout.group_of
         logits = completion_logits(model, groups.prompts[of], groups.prompt_mask[of], groups.completions)
         cell_of, targets = torch.arange(groups.mask.numel(), device=logits.device), groups.completions.flatten()
-        log_probs, entropies = _of_cells(logits.flatten(0, 1), cell_of, targets, temperature, entropy)
+        log_probs, entropies = of_cells(logits.flatten(0, 1), cell_of, targets)
         return _placed(log_probs, entropies, groups.mask)
 
     cells = layout.logit_positions
@@ -55,7 +61,7 @@ def grouped_log_probs(
     cell_of, targets = torch.searchsorted(cells, layout.target_index.flatten()), groups.completions.flatten()
     if chunk is None:
         logits = shared_prefix_forward(model, rows, layout, backend=backend, cells=cells).logits[0]
-        log_probs, entropies = _of_cells(logits, cell_of, targets, temperature, entropy)
+        log_probs, entropies = of_cells(logits, cell_of, targets)
         return _placed(log_probs, entropies, groups.mask)
 
     _refuse_changed_logits(model)
@@ -63,7 +69,7 @@ def grouped_log_probs(
     hidden = shared_prefix_hidden(model, rows, layout, cells, backend=backend)
 
     def of_chunk(part: Tensor, numbers: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _of_cells(head(part), numbers, tokens, temperature, entropy)
+        return of_cells(head(part), numbers, tokens)
 
     wide = torch.promote_types(hidden.dtype, torch.float32)
     told = torch.zeros(len(targets), dtype=wide, device=hidden.device)
@@ -98,12 +104,17 @@ def tree_log_probs(
     targets = tree.rows[0, tree.cell_of[:, 1:]].flatten()
     # What has no target is left out at the end, wherever it points.
     cell_of = torch.searchsorted(cells, tree.target_index.flatten()).clamp(max=len(cells) - 1)
-    log_probs, _ = _of_cells(logits, cell_of, targets, temperature, entropy=False)
+    log_probs, _ = _of_cells(logits, cell_of, targets, temperature)
     return _placed(log_probs, None, tree.has_target)[0]
 
 
 def _of_cells(
-    logits: Tensor, cell_of: Tensor, targets: Tensor, temperature: float, entropy: bool
+    logits: Tensor,
+    cell_of: Tensor,
+    targets: Tensor,
+    temperature: float,
+    entropy: bool = False,
+    differentiable_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """log π of targets, each predicted by the logits of a cell; several targets may share one."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
@@ -112,7 +123,7 @@ def _of_cells(
     log_probs = logits[cell_of, targets] - normalizer[cell_of]
     if not entropy:
         return log_probs, None
-    with torch.no_grad():
+    with torch.set_grad_enabled(differentiable_entropy and torch.is_grad_enabled()):
         all_of_them = logits - normalizer[:, None]
         return log_probs, -(all_of_them.exp() * all_of_them).sum(-1)[cell_of]
 
@@ -172,7 +183,7 @@ def prefix_backward(
             behind = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, :-1]
             logits = torch.cat([leaves[-1].expand(len(rows), -1, -1), behind], 1).flatten(0, 1)
             cell_of = torch.arange(len(logits), device=logits.device)
-            log_probs, _ = _placed(*_of_cells(logits, cell_of, tokens.flatten(), temperature, entropy=False), mask)
+            log_probs, _ = _placed(*_of_cells(logits, cell_of, tokens.flatten(), temperature), mask)
             part = loss(nn.functional.pad(log_probs, (0, groups.mask.shape[1] - width)), rows)
             part.backward()
             total = total + part.detach()

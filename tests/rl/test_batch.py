@@ -20,7 +20,9 @@ def batch(**changes: Any) -> PolicyBatch:
         ({"mask": torch.ones(4, 3)}, "mask must be bool"),
         ({"rewards": torch.zeros(3)}, "rewards has shape"),
         ({"group_ids": torch.zeros(5, dtype=torch.long)}, "group_ids has shape"),
+        ({"rewards": torch.zeros(4, 1)}, "rewards has shape"),
         ({"log_probs": torch.zeros(4, 4)}, "log_probs has shape"),
+        ({"entropy": torch.zeros(4, 3, 1)}, "entropy has shape"),
         ({"hidden": torch.zeros(4, 2, 8)}, "hidden has shape"),
         ({"advantage": torch.zeros(4, 2)}, "advantage must be"),
     ],
@@ -43,6 +45,15 @@ def test_log_probs_must_be_finite_where_they_count_only() -> None:
     log_probs[1, 2] = -torch.inf
     with pytest.raises(ValueError, match=r"behaviour_log_probs of completions \[1\]"):
         batch(behaviour_log_probs=log_probs).check()
+
+
+def test_hidden_states_must_be_finite_where_they_count_only() -> None:
+    hidden = torch.zeros(4, 3, 2)
+    hidden[2] = torch.nan
+    batch(hidden=hidden).check()
+    hidden[3, 0, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"hidden of completions \[3\]"):
+        batch(hidden=hidden).check()
 
 
 def test_a_mask_of_zeros_is_an_error() -> None:

@@ -89,6 +89,8 @@ def test_as_a_reward_it_carries_no_gradient() -> None:
 def test_what_is_missing_or_unknown_is_told() -> None:
     with pytest.raises(ValueError, match="needs logits"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "full")
+    with pytest.raises(ValueError, match=r"logits have shape \(1, 5\) and ref_logits \(1, 6\): they must be of one"):
+        kl_estimate(torch.zeros(1), torch.zeros(1), "full", logits=torch.zeros(1, 5), ref_logits=torch.zeros(1, 6))
     with pytest.raises(ValueError, match="k1, k2, k3, abs or full"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
     for settings in ({"kind": "k2", "top": 3}, {"kind": "full", "top": 0}):

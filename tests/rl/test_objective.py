@@ -1,5 +1,6 @@
 """The row of slots: what each may see, when it is called, and that a part switched off leaves no trace."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,6 +63,68 @@ def test_every_preset_gives_a_finite_loss_and_moves_only_tokens_that_count(name:
     assert loss.isfinite()
     assert gradient[~seen.mask].abs().max() == 0
     assert gradient.abs().max() > 0
+
+
+ALONE = {"reinforce_pp", "ppo", "stable_reinforce", "riskpo", "riskpo_seeking"}
+"""Presets that compare no completion with another of its prompt."""
+
+
+def nan_at(field: str, place: int) -> PolicyBatch:
+    values = getattr(batch(), field).detach().clone()
+    values.view(-1)[place] = torch.nan
+    return batch(**{field: values})
+
+
+@pytest.mark.filterwarnings("ignore:only .* bundles lie below")
+@pytest.mark.parametrize("name", PRESETS)
+def test_odd_batches_give_every_preset_a_finite_loss(name: str) -> None:
+    """Uniform rewards, completions and groups without a token, a group of size 1, and whatever stands at padding."""
+    mask = batch().mask.clone()
+    mask[0] = False
+    no_group = mask.clone()
+    no_group[:4] = False
+    padding = {
+        field: getattr(batch(), field).detach().masked_fill(~batch().mask, torch.nan)
+        for field in ("behaviour_log_probs", "log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values")
+    }
+    odd = {
+        "all wrong": batch(rewards=torch.zeros(8), correct=torch.zeros(8).bool(), is_solved=torch.zeros(8).bool()),
+        "all right": batch(rewards=torch.ones(8), correct=torch.ones(8).bool(), is_solved=torch.ones(8).bool()),
+        "an empty completion": batch(mask=mask),
+        "an empty group": batch(mask=no_group),
+        "nan at padding": batch(**padding),
+    }
+    if name != "pass_at_k_mixed":  # which wants four answers of each
+        odd["a group of size 1"] = batch(group_ids=torch.tensor([0, 1, 1, 1, 1, 2, 2, 2]))
+    for kind, seen in odd.items():
+        loss, gradient = told(preset(name), seen)
+        assert loss.isfinite(), kind
+        assert gradient.isfinite().all(), kind
+        assert not gradient[~seen.mask].any(), kind
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_bad_batches_are_told_to_every_preset_in_one_line(name: str) -> None:
+    bad = {
+        "rewards of completions [2] are not finite": nan_at("rewards", 2),
+        "no completion has a token": batch(mask=torch.zeros(8, 5).bool()),
+    }
+    for field in ("behaviour_log_probs", "log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "hidden"):
+        bad[f"{field} of completions [0] are not finite"] = nan_at(field, 0)
+    if name not in ALONE:
+        bad["every group has size 1"] = batch(group_ids=torch.arange(8))
+    for message, seen in bad.items():
+        with pytest.raises(ValueError, match=re.escape(message)) as raised:
+            preset(name).advantages(seen)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:only .* bundles lie below")
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_what_compares_no_completions_takes_one_a_prompt(name: str) -> None:
+    loss, gradient = told(preset(name), batch(group_ids=torch.arange(8)))
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -41,16 +41,20 @@ def gradients(model: Any, log_probs: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("chunk", [None, 1, 3, 100])
 def test_shared_and_repeated_are_the_same(tiny_llama: Any, groups: PromptGroups, chunk: int | None) -> None:
     model = tiny_llama.double()
-    mine, spread = grouped_log_probs(model, groups, share=True, chunk=chunk, temperature=0.8, entropy=True)
-    other, others_spread = grouped_log_probs(model, groups, share=False, temperature=0.8, entropy=True)
+    settings: dict[str, Any] = {"temperature": 0.8, "entropy": True, "differentiable_entropy": True}
+    mine, spread = grouped_log_probs(model, groups, share=True, chunk=chunk, **settings)
+    other, others_spread = grouped_log_probs(model, groups, share=False, **settings)
     assert mine.shape == groups.mask.shape
     assert torch.allclose(mine, other.to(mine), atol=1e-6)
     assert not mine[~groups.mask].any()
     assert spread is not None
     assert others_spread is not None
     assert torch.allclose(spread, others_spread.to(spread), atol=1e-6)
-    for one, two in zip(gradients(model, mine), gradients(model, other), strict=True):
+    for one, two in zip(gradients(model, mine + spread), gradients(model, other + others_spread), strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+    plain = grouped_log_probs(model, groups, share=True, chunk=chunk, entropy=True)[1]
+    assert plain is not None
+    assert not plain.requires_grad
 
 
 def test_groups_that_share_rows_are_the_same_again(tiny_llama: Any, groups: PromptGroups) -> None:
@@ -84,6 +88,15 @@ def test_what_is_kept_for_the_backward_pass_shrinks_with_the_tokens(tiny_llama: 
     groups = PromptGroups.of([[*range(1, 14)] * 3], [[3, 4]] * 6, 6)
     ratio = kept_bytes(tiny_llama, groups, share=True) / kept_bytes(tiny_llama, groups, share=False)
     assert ratio < 1.3 * (39 + 12) / (6 * 41)
+
+
+def test_no_token_at_all_is_no_error_and_has_no_gradient(tiny_llama: Any) -> None:
+    """As when TRL masks every completion that was cut off, and all were."""
+    log_probs, entropies = grouped_log_probs(tiny_llama, PromptGroups.of([[1, 2], [3]], [[]] * 4, 2), entropy=True)
+    assert entropies is not None
+    assert not log_probs.any()
+    assert not entropies.any()
+    assert all(not one.any() for one in gradients(tiny_llama, log_probs))
 
 
 def test_users_can_check_their_own_model(tiny_llama: Any, groups: PromptGroups) -> None:

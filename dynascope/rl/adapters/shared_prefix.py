@@ -22,6 +22,7 @@ class SharedPromptsMixin:
     """
 
     temperature: float
+    _entropy_bonus_enabled: bool
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's own; gradient checkpointing, which is its default, runs layers again within it."""
@@ -59,8 +60,20 @@ class SharedPromptsMixin:
             input_ids[:, -logits_to_keep:],
             mask[:, -logits_to_keep:],
         )
-        log_probs, entropies = grouped_log_probs(model, groups, temperature=self.temperature, entropy=compute_entropy)
+        log_probs, entropies = grouped_log_probs(
+            model,
+            groups,
+            temperature=self.temperature,
+            entropy=compute_entropy,
+            differentiable_entropy=self._learns_from_entropy,
+        )
         return _in_order(log_probs, rows), None if entropies is None else _in_order(entropies, rows), None
+
+    @property
+    def _learns_from_entropy(self) -> bool:
+        """Whether a bonus of entropy is in the loss: TRL's own, or that of a `PolicyObjectiveTrainer`."""
+        objective = getattr(self, "objective", None)
+        return self._entropy_bonus_enabled if objective is None else bool(objective.entropy_bonus)
 
 
 def _in_order(values: Tensor, rows: Tensor) -> Tensor:

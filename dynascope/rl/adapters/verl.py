@@ -1,6 +1,7 @@
-"""Any policy objective inside verl: its advantage and its loss in verl's two registries, on a cluster of verl's."""
+"""Any policy objective inside verl: its advantage and its loss in verl's two registries, or as the actor's whole loss."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,18 @@ from dynascope.rl.presets import preset
 from dynascope.rl.tasks.rewards import Reward
 
 
-def register(objective: PolicyObjective | str, name: str | None = None) -> None:
+def register(objective: PolicyObjective | str, name: str | None = None, *, loss: bool = True) -> None:
     """Make an objective known to verl, in every process that imports this call (verl's `trainer.external_lib` names a module).
 
     Then `algorithm.adv_estimator=NAME` takes its advantage and `actor_rollout_ref.actor.policy_loss.loss_mode=NAME` its loss.
-    The objective's own clip and denominator count, not verl's; terms against a reference model stay verl's
-    (`actor.use_kl_loss`). verl's weights against the rollout engine's drift are applied.
+    The objective's own clip and denominator count, not verl's; terms against a reference model and entropy bonuses are verl's
+    (`actor.use_kl_loss`, `actor.entropy_coeff`). verl's weights against the rollout engine's drift are applied. A length
+    limit in the denominator (dr_grpo) is `actor.loss_scale_factor`.
 
-    Raises ValueError without verl, for an objective without a name, and for one that needs what verl does not hand over:
-    entropies, hidden states, another model's log-probabilities, values, groups within the loss.
+    verl's registered losses see no entropies and no other model's log-probabilities; for slots that read them register the
+    advantage alone, with `loss=False`, and hand `actor_loss` to the actor.
+
+    Raises ValueError without verl, for an objective without a name, and for one that needs what verl does not hand over.
 
     >>> register("dapo", "dynascope-dapo")
     """
@@ -33,16 +37,51 @@ def register(objective: PolicyObjective | str, name: str | None = None) -> None:
     name = name or (objective if isinstance(objective, str) else None)
     if name is None:
         raise ValueError("an objective of your own needs a name: register(objective, 'mine')")
-    missing = (chosen.rollout_needs - {"correct"}) | (chosen.loss_needs - {"behaviour_log_probs"})
+    missing = sorted(chosen.rollout_needs - {"correct"})
     if missing:
-        raise ValueError(f"verl does not give {', '.join(sorted(missing))}, which this objective needs")
-    if chosen.aggregation == "group-token-mean":
+        raise ValueError(f"verl's estimators do not see {', '.join(missing)}, which this objective's advantage needs")
+    terms = _Terms(chosen)
+    if loss:
+        _check_loss(chosen, frozenset({"behaviour_log_probs"}))
+        register_policy_loss(name)(terms.loss)
+    register_adv_est(name)(terms.advantages)
+
+
+def actor_loss(objective: PolicyObjective | str, *, max_length: int | None = None) -> "ActorLoss":
+    """An objective as the whole loss of verl's actor, which sees entropies and other models where registered losses do not.
+
+    In a trainer of verl's 0.9 (`register_trainer`, named by `trainer.v1.trainer_mode`), beside `register(…, loss=False)`:
+
+    >>> class Trainer(PPOTrainerSync):
+    ...     def on_init_end(self):
+    ...         self.actor_rollout_wg.set_loss_fn(actor_loss("hapo"))
+
+    Entropies come with `actor.calculate_entropy=true`, the start model with `actor.use_kl_loss=true` and a teacher with
+    `distillation.enabled=true` and an estimator for `loss_mode`; verl's own coefficients no longer count. `max_length` is the
+    limit of completions, where it is in the denominator. Right is what verl's reward manager scores above 0.
+
+    Raises ValueError for an objective that needs more than that: logits, hidden states, groups or the step within the loss.
+    """
+    chosen = preset(objective) if isinstance(objective, str) else objective
+    _check_loss(chosen, frozenset({"behaviour_log_probs", "correct", *_WHERE}))
+    return ActorLoss(chosen, max_length)
+
+
+def _check_loss(objective: PolicyObjective, given: frozenset[str]) -> None:
+    missing = objective.loss_needs - given
+    if missing:
+        elsewhere = "" if missing - set(_WHERE) - {"correct"} else "; actor_loss has it"
+        raise ValueError(
+            f"verl's losses do not see {', '.join(sorted(missing))}, which this objective needs{elsewhere}"
+        )
+    if objective.aggregation == "group-token-mean":
         raise ValueError(
             "verl's losses do not see which completions share a prompt, as aggregation='group-token-mean' must"
         )
-    terms = _Terms(chosen)
-    register_adv_est(name)(terms.advantages)
-    register_policy_loss(name)(terms.loss)
+    if any(callable(term.coefficient) for term in objective.kl):
+        raise ValueError(
+            "verl's losses do not see the step, so a coefficient with a schedule would never move: give a number"
+        )
 
 
 def verl_score(reward: Reward, column: str = "answer") -> Callable[..., list[float]]:
@@ -101,20 +140,97 @@ class _Terms:
     ) -> tuple[Tensor, dict[str, Any]]:
         """(loss, metrics); the whole step's tokens and completions come from verl's own count of them."""
         whole = getattr(config, "global_batch_info", None) or {}
-        ranks = whole.get("dp_size", 1)
-        tokens, completions = (whole.get(one) for one in ("batch_num_tokens", "global_batch_size"))
-        mask = response_mask.bool()
-        batch = PolicyBatch(
-            mask=mask,
-            rewards=advantages.new_zeros(len(mask)),
-            group_ids=torch.arange(len(mask), device=mask.device),
-            advantage=advantages if rollout_is_weights is None else advantages * rollout_is_weights,
-            log_probs=log_prob,
-            behaviour_log_probs=old_log_prob,
-            max_length=mask.shape[1],
-            num_tokens=None if tokens is None else torch.as_tensor(tokens / ranks),
-            num_completions=None if completions is None else torch.as_tensor(completions / ranks),
+        given = {
+            "response_mask": response_mask,
+            "old_log_probs": old_log_prob,
+            "advantages": advantages,
+            "rollout_is_weights": rollout_is_weights,
+        }
+        return _loss(self.objective, log_prob, given, whole, whole.get("loss_scale_factor"))
+
+
+@dataclass(frozen=True)
+class ActorLoss:
+    """A policy objective as a loss of verl's engines: `actor_loss` makes it."""
+
+    objective: PolicyObjective
+    max_length: int | None = None
+
+    def __call__(
+        self, model_output: Mapping[str, Any], data: Mapping[str, Any], dp_group: Any = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """(loss, metrics) of a micro-batch, as verl's own `ppo_loss`; ValueError where verl's settings leave out a field."""
+        from verl.utils.metric import AggregationType, Metric
+        from verl.workers.utils.padding import no_padding_2_padding
+
+        needs = self.objective.loss_needs
+        log_probs, more = no_padding_2_padding(model_output["log_probs"], data), {}
+        for name in sorted(needs & set(_WHERE)):
+            source, key, setting = _WHERE[name]
+            value = (model_output if source == "model" else data).get(key, None)
+            if value is None:
+                raise ValueError(f"this objective needs {name}, which verl works out with {setting}")
+            more[name] = _padded(value) if source == "response" else no_padding_2_padding(value, data)
+        if "teacher_log_probs" in more:  # one token is listed at each place
+            more["teacher_log_probs"] = more["teacher_log_probs"].squeeze(-1)
+        if "correct" in needs:
+            more["correct"] = _padded(data["rm_scores"]).sum(-1) > 0
+        names = ("response_mask", "old_log_probs", "advantages", "rollout_is_weights")
+        given = {name: None if (value := data.get(name, None)) is None else _padded(value) for name in names}
+        whole = {name: data[name] for name in ("dp_size", "batch_num_tokens", "global_batch_size")}
+        loss, told = _loss(self.objective, log_probs, given, whole, self.max_length, **more)
+        metrics = {name: Metric(value=value, aggregation=AggregationType.MEAN) for name, value in told.items()}
+        # Micro-batches add up to the whole step's loss.
+        return loss, metrics | {"actor/pg_loss": Metric(value=loss, aggregation=AggregationType.SUM)}
+
+
+_WHERE = {
+    "entropy": ("model", "entropy", "actor.calculate_entropy=true"),
+    "ref_log_probs": ("response", "ref_log_prob", "actor.use_kl_loss=true"),
+    "teacher_log_probs": (
+        "sequence",
+        "teacher_logprobs",
+        "distillation.enabled=true and an estimator for its loss_mode",
+    ),
+}
+"""What verl's actor may know: from the model's pass, or of responses or whole sequences in the batch; its name; its setting."""
+
+
+def _padded(values: Tensor) -> Tensor:
+    return values.to_padded_tensor(0) if values.is_nested else values
+
+
+def _loss(
+    objective: PolicyObjective,
+    log_probs: Tensor,
+    given: Mapping[str, Tensor | None],
+    whole: Mapping[str, Any],
+    max_length: int | None,
+    **more: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss and its metrics as numbers, `given` by verl's names; `whole` counts the step's tokens and completions."""
+    if objective.aggregation == "max-length" and max_length is None:
+        raise ValueError(
+            "this objective divides by the length limit, which verl's batches do not say: set actor.loss_scale_factor, or "
+            "max_length of actor_loss, to data.max_response_length"
         )
-        loss, metrics = self.objective.loss(batch)
-        told = torch.stack([one.float() for one in metrics.values()]).tolist()
-        return loss, {f"actor/{name}": value for name, value in zip(metrics, told, strict=True)}
+    ranks = whole.get("dp_size") or 1
+    tokens, completions = (whole.get(one) for one in ("batch_num_tokens", "global_batch_size"))
+    mask, advantages, weights = given["response_mask"], given["advantages"], given["rollout_is_weights"]
+    assert mask is not None
+    assert advantages is not None
+    batch = PolicyBatch(
+        mask=mask.bool(),
+        rewards=advantages.new_zeros(len(mask)),
+        group_ids=torch.arange(len(mask), device=mask.device),
+        advantage=advantages if weights is None else advantages * weights,
+        log_probs=log_probs,
+        behaviour_log_probs=given["old_log_probs"],
+        max_length=max_length,
+        num_tokens=None if tokens is None else torch.as_tensor(tokens / ranks),
+        num_completions=None if completions is None else torch.as_tensor(completions / ranks),
+        **more,
+    )
+    loss, metrics = objective.loss(batch)
+    told = torch.stack([one.float() for one in metrics.values()]).tolist()
+    return loss, {f"actor/{name}": value for name, value in zip(metrics, told, strict=True)}

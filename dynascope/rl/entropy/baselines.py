@@ -62,8 +62,10 @@ class EntropyAdvantage:
             raise ValueError(f"scale={self.scale} must not be negative, and most={self.most} must be above 1")
 
     def __call__(self, advantage: Tensor, view: LossView) -> Float[Tensor, "N T"]:
-        assert view.batch.entropy is not None
-        return advantage + torch.minimum(self.scale * view.batch.entropy.detach(), advantage.abs() / self.most)
+        batch = view.batch
+        assert batch.entropy is not None
+        entropy = batch.entropy.detach().masked_fill(~batch.mask, 0.0)
+        return advantage + torch.minimum(self.scale * entropy, advantage.abs() / self.most)
 
 
 def uncertain_in_completion(

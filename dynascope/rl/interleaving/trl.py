@@ -1,6 +1,6 @@
-"""ReLIFT inside TRL's GRPOTrainer: the hardest questions of its rollouts, fine-tuned on between its steps (2506.07527)."""
+"""Demonstrations inside TRL's GRPOTrainer: fine-tuned on between its steps (ReLIFT, 2506.07527), or in its groups (LUFFY)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+from dynascope.rl.interleaving.demonstrations import DemonstrationSource
 from dynascope.rl.interleaving.hardest import gathered
-from dynascope.rl.interleaving.interleave import Interleaver, is_sharded
+from dynascope.rl.interleaving.interleave import Interleaver, TeachableTask, is_sharded, prompt_of
+from dynascope.rl.interleaving.mixed_policy import GroupDemonstrations
 
 
 class InterleavedTrainer(PolicyObjectiveTrainer):
@@ -85,6 +87,64 @@ class InterleavedTrainer(PolicyObjectiveTrainer):
         """At most one step of fine-tuning, logged with the trainer's own metrics."""
         for name, value in self.interleaver.step(self.state.global_step - 1).items():
             self._metrics["train"][name].append(float(value))
+
+
+class MixedPolicyTrainer(PolicyObjectiveTrainer):
+    """`PolicyObjectiveTrainer` with a demonstration in the place of each prompt's last completion (2504.14945).
+
+    As `mixed_policy.DemonstrationsInGroups` does it in the loop: they are rewarded and compared with the samples of their
+    group, and prompts without one keep their samples. `task` is `WordProblems` with the trainer's tokenizer, or one of your
+    own; a question is a row of the training set, known by its prompt. TRL's metrics of lengths are of the samples alone, those
+    of rewards of all. Evaluation sees no demonstrations. `shown` counts them.
+
+    >>> task = WordProblems(rows, tokenizer, max_new_tokens=256)
+    >>> source = Demonstrations(solutions)
+    >>> MixedPolicyTrainer(model, reward_funcs=reward, args=args, train_dataset=rows, objective="luffy", task=task, source=source)
+    """
+
+    gives = PolicyObjectiveTrainer.gives | {"is_demonstration"}
+
+    def __init__(
+        self,
+        *args: Any,
+        task: TeachableTask,
+        source: DemonstrationSource,
+        name: Callable[[Any], Hashable] = prompt_of,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.shown = GroupDemonstrations(task, source, name=name)
+        self._rows: list[Any] = []
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self._rows = inputs
+        return super()._generate_and_score_completions(inputs)
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        whole: tuple[Any, ...] = super()._generate(prompts)
+        prompt_ids, completion_ids, tool_mask, completions, sampling, *others = whole
+        is_given = torch.zeros(len(prompts), dtype=torch.bool, device=self.accelerator.device)
+        self._is_demonstration = is_given
+        if not self.model.training:
+            return whole
+        # A group may lie across processes; its last completion is in one of them.
+        first = self.accelerator.process_index * len(prompts)
+        last = [place for place in range(len(prompts)) if (first + place + 1) % self.num_generations == 0]
+        for place, solution in self.shown.of([self._rows[place] for place in last]).items():
+            row = last[place]
+            tokens, mask = self.shown.task.completions([solution])
+            ids = tokens[mask].tolist()
+            text = self.processing_class.decode(ids, skip_special_tokens=True)
+            is_chat = isinstance(completions[row], list)
+            completion_ids[row], is_given[row] = ids, True
+            completions[row] = [{"role": "assistant", "content": text}] if is_chat else text
+            if tool_mask is not None:
+                tool_mask[row] = [1] * len(ids)
+            if sampling is not None:
+                sampling[row] = [None] * len(ids)  # TRL's word for a token that nobody drew
+        share = self.accelerator.gather(is_given.float()).mean().item()
+        self._metrics["train"]["rollout/demonstrations"].append(share)
+        return prompt_ids, completion_ids, tool_mask, completions, sampling, *others
 
 
 class _AfterEachStep(TrainerCallback):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import operator
 import re
+import reprlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class JudgeEnsemble:
         self._cache: MutableMapping[str, str] = {} if cache is None else cache
 
     def __call__(self, solutions: Sequence[Solution], answer_correct: Bool[Tensor, " N"]) -> Judgement:
-        """Raises ValueError when the judge returns another number of verdicts than it was given solutions."""
+        """Raises ValueError when the judge returns another number of verdicts than it was given solutions, or something else."""
         if len(solutions) != len(answer_correct):
             raise ValueError(
                 f"{len(solutions)} solutions and {len(answer_correct)} answers; give one answer a solution"
@@ -157,18 +158,26 @@ class JudgeEnsemble:
         keys = [f"{_hash(one)}:{turn}" for one in solutions]
         unknown = [place for place, key in enumerate(keys) if key not in self._cache]
         if unknown:
-            told = self.judge([solutions[place] for place in unknown])
-            if len(told) != len(unknown):
+            told: Any = self.judge([solutions[place] for place in unknown])
+            try:
+                kinds = [_KIND_OF[verdict] for verdict in (told.tolist() if isinstance(told, Tensor) else told)]
+            except (TypeError, KeyError):
                 raise ValueError(
-                    f"the judge gave {len(told)} verdicts for {len(unknown)} solutions; it must give one each"
+                    f"the judge gave {reprlib.repr(told)}, where True, False or None is wanted of each solution; "
+                    "TextJudge reads verdicts out of texts"
+                ) from None
+            if len(kinds) != len(unknown):
+                raise ValueError(
+                    f"the judge gave {len(kinds)} verdicts for {len(unknown)} solutions; it must give one each"
                 )
-            for place, verdict in zip(unknown, told, strict=True):
-                self._cache[keys[place]] = _KINDS[2] if verdict is None else _KINDS[0] if verdict else _KINDS[1]
+            for place, kind in zip(unknown, kinds, strict=True):
+                self._cache[keys[place]] = kind
         kept: list[str | bytes] = [self._cache[key] for key in keys]
         return [one.decode() if isinstance(one, bytes) else one for one in kept], len(unknown)
 
 
 _KINDS = ("yes", "no", "invalid")
+_KIND_OF: dict[Verdict, str] = {True: "yes", False: "no", None: "invalid"}
 
 
 def _hash(solution: Solution) -> str:
@@ -344,7 +353,7 @@ class ServerJudge:
             text = json.loads(content)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise JudgeServerError(f"{self.url} answered no chat completion: {content[:200]!r}") from error
-        return text or ""
+        return text if isinstance(text, str) else ""
 
 
 class StepChecker:
@@ -369,13 +378,13 @@ class StepChecker:
                 continue
             try:
                 values = [_value(ast.parse(side.strip(), mode="eval").body) for side in line.split("=")]
-            except (SyntaxError, ValueError, ZeroDivisionError):
+            except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
                 return None
             is_sound &= len(set(values)) == 1
             last = values[-1]
         if last is None:
             return None
-        return is_sound and (solution.reference is None or str(last) == solution.reference.strip())
+        return is_sound and (solution.reference is None or _int(solution.reference) == last)
 
 
 _OPERATIONS: dict[type[ast.AST], Callable[..., int]] = {
@@ -386,6 +395,13 @@ _OPERATIONS: dict[type[ast.AST], Callable[..., int]] = {
     ast.Mod: operator.mod,
     ast.USub: operator.neg,
 }
+
+
+def _int(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 def _value(node: ast.AST) -> int:

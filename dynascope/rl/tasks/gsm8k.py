@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from dynascope.rl.tasks.rewards import texts_of
+
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 
 
@@ -79,23 +81,26 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def numeric_reward(completions: Sequence[str], answer: Sequence[str], **columns: Any) -> list[float]:
+def numeric_reward(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
     """1 where a completion's final number is the answer, else 0; a completion without a number is wrong.
 
     >>> numeric_reward(["That makes 72.0 clips."], answer=["72"])
     [1.0]
     """
-    return [float(final_number(text) == Decimal(right)) for text, right in zip(completions, answer, strict=True)]
+    pairs = zip(texts_of(completions), answer, strict=True)
+    return [float(final_number(text) == Decimal(right)) for text, right in pairs]
 
 
 @dataclass(frozen=True)
 class WordProblems:
     """Word problems as a task of the loop, with a tokenizer of Hugging Face's interface.
 
+    Prompts are texts, or conversations, which go through the tokenizer's chat template.
+
     >>> task = WordProblems(read_gsm8k("data/gsm8k"), tokenizer, max_new_tokens=256)
     """
 
-    rows: Sequence[Mapping[str, str]]
+    rows: Sequence[Mapping[str, Any]]
     tokenizer: Any
     max_new_tokens: int = 256
 
@@ -110,16 +115,24 @@ class WordProblems:
         pad = self.tokenizer.pad_token_id
         return self.stop_token if pad is None else int(pad)
 
-    def draw(self, num: int, generator: torch.Generator) -> list[Mapping[str, str]]:
+    def draw(self, num: int, generator: torch.Generator) -> list[Mapping[str, Any]]:
         """Problems at random."""
         return [self.rows[place] for place in torch.randint(len(self.rows), (num,), generator=generator).tolist()]
 
-    def prompts(self, problems: Sequence[Mapping[str, str]]) -> tuple[Int64[Tensor, "N P"], Bool[Tensor, "N P"]]:
+    def prompts(self, problems: Sequence[Mapping[str, Any]]) -> tuple[Int64[Tensor, "N P"], Bool[Tensor, "N P"]]:
         """Tokens of the prompts, padded on the left, and where they are."""
-        ids = [self.tokenizer(one["prompt"])["input_ids"] for one in problems]
+        ids = [self._ids(one["prompt"]) for one in problems]
         width = max(map(len, ids))
         tokens = torch.tensor([[self.pad_token] * (width - len(one)) + one for one in ids])
         return tokens, torch.arange(width) >= width - torch.tensor([[len(one)] for one in ids])
+
+    def _ids(self, prompt: Any) -> list[int]:
+        ids: list[int] = (
+            self.tokenizer(prompt)["input_ids"]
+            if isinstance(prompt, str)
+            else self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        )
+        return ids
 
     def completions(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "N T"], Bool[Tensor, "N T"]]:
         """Tokens of completions that are given, each with its end, padded on the right, and where they are."""
@@ -133,6 +146,6 @@ class WordProblems:
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
-    def are_right(self, problems: Sequence[Mapping[str, str]], completions: Sequence[str]) -> list[bool]:
+    def are_right(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[bool]:
         """Whether each completion's final number is the answer."""
         return [value > 0 for value in numeric_reward(completions, [one["answer"] for one in problems])]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dynascope.rl.tasks.rewards import FormatReward
+from dynascope.rl.tasks.rewards import FormatReward, texts_of
 
 THINK_ANSWER = r"<think>((?!</?think>|</?answer>).)*</think>\s*<answer>((?!</?think>|</?answer>).)*</answer>"
 """One think block, directly followed by one answer block, each tag once, and nothing else."""
@@ -157,8 +157,8 @@ class ConsistencyReward:
         self._known: dict[tuple[str, str], float] = {}
         self.__name__ = "consistency"
 
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        return self.many([parse_judgement(text) for text in completions])
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+        return self.many([parse_judgement(text) for text in texts_of(completions)])
 
     def one(self, reasoning: str, answer: str) -> float:
         """Of one piece of reasoning and its answer."""
@@ -203,8 +203,8 @@ class JudgeReward:
         self.consistency, self.form = consistency, FormatReward(pattern)
         self.__name__ = "judge"
 
-    def __call__(self, completions: Sequence[str], label: Sequence[int | str], **columns: Any) -> list[float]:
-        read = [parse_judgement(text) for text in completions]
+    def __call__(self, completions: Sequence[Any], label: Sequence[int | str], **columns: Any) -> list[float]:
+        read = [parse_judgement(text) for text in texts_of(completions)]
         result = [float(answer == str(right)) for (_, answer), right in zip(read, label, strict=True)]
         consistency = [0.0] * len(read)
         if self.consistency is not None:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynascope.rl.tasks.gsm8k import boxed
+from dynascope.rl.tasks.rewards import texts_of
 
 Table = Mapping[tuple[bool, bool], float]
 """(right, formatted) -> reward."""
@@ -71,10 +72,10 @@ class RewardRule:
         >>> reward = RewardRule.named("strict_format").as_reward(lambda text, answer: math_equal(boxed(text) or text, answer))
         """
 
-        def reward(completions: Sequence[str], **columns: Any) -> list[float]:
+        def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
             return [
                 self.table[is_right(text, answer), is_formatted(text)]
-                for text, answer in zip(completions, columns[column], strict=True)
+                for text, answer in zip(texts_of(completions), columns[column], strict=True)
             ]
 
         reward.__name__ = self.name

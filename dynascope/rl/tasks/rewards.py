@@ -4,6 +4,7 @@ That is TRL's signature too, so a reward of ours works there and one of theirs h
 """
 
 import re
+import reprlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -32,19 +33,49 @@ def evaluate_rewards(
         weights: By name; 1 where nothing is said.
         time_limit: Seconds that one call may take; None for no limit. A call that hangs is left behind in its thread.
 
-    Raises ValueError that names the reward when it raises, takes too long, returns another number of values, or gives
-    a value that is no finite number.
+    Raises ValueError without a reward, and one that names the reward when it raises, takes too long, returns another number
+    of values, or gives a value that is no finite number.
 
     >>> total, _ = evaluate_rewards(lambda completions, **_: [float("4" in c) for c in completions], ["2+2="], ["4"])
     """
-    named = rewards if isinstance(rewards, Mapping) else {getattr(rewards, "__name__", type(rewards).__name__): rewards}
+    named = rewards if isinstance(rewards, Mapping) else {name_of(rewards): rewards}
+    if not named:
+        raise ValueError("there is no reward: give a callable, or several by name")
     unknown = sorted(set(weights or {}) - set(named))
     if unknown:
         raise ValueError(f"weights name rewards that there are not: {', '.join(unknown)}")
     given = {"prompts": list(prompts), "completions": list(completions), **(columns or {})}
     each = {name: _values(name, reward, given, len(completions), time_limit) for name, reward in named.items()}
+    for name, values in each.items():
+        bad = (~values.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"reward {name!r} gave no finite number for completions {bad[:5]}")
     total = torch.stack([(weights or {}).get(name, 1.0) * values for name, values in each.items()]).sum(0)
     return total, each
+
+
+def guarded(reward: Reward, *, time_limit: float | None = None) -> Reward:
+    """The same reward, for whoever calls rewards himself, as TRL does: raises what `evaluate_rewards` raises, but takes None.
+
+    >>> GRPOTrainer(model, reward_funcs=guarded(reward, time_limit=60.0), args=args, train_dataset=prompts)
+    """
+    name = name_of(reward)
+
+    def call(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        values = _values(name, reward, {"completions": completions, **columns}, len(completions), time_limit)
+        return [None if value != value else value for value in values.tolist()]
+
+    call.__name__ = name
+    return call
+
+
+def name_of(reward: Reward) -> str:
+    """Of a function its own, of an object its class's.
+
+    >>> name_of(FormatReward("a"))
+    'format'
+    """
+    return str(getattr(reward, "__name__", type(reward).__name__))
 
 
 def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_limit: float | None) -> Tensor:
@@ -53,7 +84,7 @@ def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_
     def call() -> None:
         try:
             told["values"] = reward(**given)
-        except Exception as error:  # noqa: BLE001 whatever a user's reward raises is told with its name
+        except (Exception, SystemExit) as error:  # noqa: BLE001 whatever a user's reward raises is told with its name
             told["error"] = error
 
     if time_limit is None:
@@ -67,16 +98,24 @@ def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_
     if "error" in told:
         error = told["error"]
         raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    values = told["values"]
-    if len(values) != num:
-        raise ValueError(f"reward {name!r} gave {len(values)} values for {num} completions")
-    bad = [place for place, value in enumerate(values) if value is None]
-    if not bad:
-        found = torch.as_tensor(values, dtype=torch.float32)
-        bad = (~found.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"reward {name!r} gave no finite number for completions {bad[:5]}")
+    values = told["values"].tolist() if isinstance(told["values"], Tensor) else told["values"]
+    try:
+        found = torch.tensor([torch.nan if value is None else float(value) for value in values])
+    except (TypeError, ValueError):
+        shown = reprlib.repr(values)
+        raise ValueError(f"reward {name!r} gave {shown}, which is not one number a completion") from None
+    if len(found) != num:
+        raise ValueError(f"reward {name!r} gave {len(found)} values for {num} completions")
     return found
+
+
+def texts_of(completions: Sequence[Any]) -> list[str]:
+    """What completions or prompts say; of a conversation, as TRL hands it to rewards, the last message.
+
+    >>> texts_of(["4", [{"role": "assistant", "content": "5"}]])
+    ['4', '5']
+    """
+    return [one if isinstance(one, str) else str(one[-1]["content"]) for one in completions]
 
 
 class FormatReward:
@@ -90,8 +129,8 @@ class FormatReward:
         self.pattern = re.compile(pattern, re.DOTALL)
         self.__name__ = "format"
 
-    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-        return [float(self.pattern.fullmatch(one) is not None) for one in completions]
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+        return [float(self.pattern.fullmatch(one) is not None) for one in texts_of(completions)]
 
 
 def overlong_penalty(

@@ -12,6 +12,7 @@ do not take; `luffy` has one in every group. How many they used is among the mea
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +68,13 @@ class Config:
     """Of gsm8k."""
 
     def __post_init__(self) -> None:
-        _ = self.start  # checks its sizes
+        _ = self.start, self.loop, self.evaluation  # check their sizes
+        if min(self.num_pairs, self.max_new_tokens) < 1:
+            raise ValueError("num_pairs and max_new_tokens must be at least 1")
+        for name in ("data", "model", "teacher"):
+            folder = getattr(self, name)
+            if folder and not Path(folder).is_dir():
+                raise ValueError(f"there is no folder {folder}, which {name} names")
 
     @property
     def task(self) -> Arithmetic:
@@ -78,6 +85,11 @@ class Config:
     def start(self) -> BaseModel:
         """The model that every objective starts from."""
         return BaseModel(self.task, num_layers=self.num_layers, width=self.width, num_steps=self.base_steps)
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The amount of training."""
+        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples, self.num_minibatches)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -149,7 +161,7 @@ def train_on(
         model,
         objective,
         task,
-        LoopConfig(config.num_steps, config.num_prompts, config.num_samples, config.num_minibatches),
+        config.loop,
         lr=config.lr,
         seed=seed,
         evaluation=config.evaluation,

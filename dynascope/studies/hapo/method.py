@@ -59,7 +59,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.num_minibatches * self.num_passes < 2:
             raise ValueError("one optimizer step a rollout keeps every ratio at 1: use num_passes=2")
-        _ = self.start  # checks its sizes
+        _ = self.start, self.loop, self.evaluation  # check their sizes
 
     @property
     def task(self) -> Arithmetic:
@@ -70,6 +70,16 @@ class Config:
     def start(self) -> BaseModel:
         """The model that every arm starts from."""
         return BaseModel(self.task, self.num_layers, self.width, num_steps=self.base_steps)
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The amount of training, the same for all arms."""
+        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples, self.num_minibatches, self.num_passes)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How policies are tested."""
+        return Evaluation(self.test_problems, self.test_samples, self.test_every)
 
 
 @dataclass(frozen=True)
@@ -149,10 +159,10 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         model,
         objective,
         config.task,
-        LoopConfig(config.num_steps, config.num_prompts, config.num_samples, config.num_minibatches, config.num_passes),
+        config.loop,
         lr=config.lr,
         seed=seed,
-        evaluation=Evaluation(config.test_problems, config.test_samples, config.test_every),
+        evaluation=config.evaluation,
         look=look,
         keep=learnable,
         ref_model=start_model(record, config.start, seed) if "ref_log_probs" in objective.loss_needs else None,

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import sys
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _check_names(study: Experiment, config: Any, wanted: Iterable[str]) -> None:
 def parse_overrides(study: Experiment, preset: str, settings: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as values of the settings' own types; several values are parted by commas.
 
-    Raises ValueError for a text without `=`, an unknown setting, or a value of another type.
+    Raises ValueError for a text without `=`, an unknown setting, a value of another type, or values that the study refuses.
 
     >>> parse_overrides(study, "small", ["num_steps=100", "lrs=1e-3,1e-2"])
     {'num_steps': 100, 'lrs': (0.001, 0.01)}
@@ -98,7 +99,13 @@ def parse_overrides(study: Experiment, preset: str, settings: Sequence[str]) -> 
         pairs[name.strip()] = value.strip()
     config = configure(study, preset)
     _check_names(study, config, pairs)
-    return {name: _typed(config, name, value) for name, value in pairs.items()}
+    typed = {name: _typed(config, name, value) for name, value in pairs.items()}
+    try:
+        configure(study, preset, typed)
+    except ValueError as refused:
+        shown = " ".join(f"{name}={value}" for name, value in pairs.items())
+        raise ValueError(f"--set {shown}: {refused}") from None
+    return typed
 
 
 def _typed(config: Any, name: str, text: str) -> Any:
@@ -106,18 +113,15 @@ def _typed(config: Any, name: str, text: str) -> Any:
     import tyro
 
     args = [f"--{name}", *([part.strip() for part in text.split(",")] if text else [])]
+    kind = typing.get_type_hints(type(config))[name]
+    # Read without the study's own checks, which want to see all settings together and whose reasons tyro would swallow.
+    alone = dataclasses.make_dataclass("Alone", [(name, kind)])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            parsed = tyro.cli(
-                type(config),
-                args=args,
-                default=config,
-                config=(tyro.conf.FlagConversionOff,),
-            )
+            parsed: Any = tyro.cli(alone, args=args, config=(tyro.conf.FlagConversionOff,))
     except SystemExit:
-        kind = next(one.type for one in dataclasses.fields(config) if one.name == name)
-        shown = kind if isinstance(kind, str) else getattr(kind, "__name__", kind)
-        raise ValueError(f"--set {name}={text}: {text!r} is no {shown}, or none that this study allows") from None
+        shown = kind.__name__ if type(kind) is type else kind
+        raise ValueError(f"--set {name}={text}: {text!r} is no {shown}") from None
     return getattr(parsed, name)
 
 

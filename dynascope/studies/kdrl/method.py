@@ -54,7 +54,7 @@ class Config:
     def __post_init__(self) -> None:
         if min(self.beta, self.clamp) <= 0 or self.num_steps < 1:
             raise ValueError("beta and clamp must be positive, and num_steps at least 1")
-        _ = self.teacher, self.student(is_weak=False)  # check their sizes
+        _ = self.teacher, self.student(is_weak=False), self.loop, self.evaluation  # check their sizes
 
     @property
     def task(self) -> Arithmetic:

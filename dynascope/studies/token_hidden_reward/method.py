@@ -55,7 +55,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 < self.p < 1 or self.num_samples < 2 or self.step_length <= 0:
             raise ValueError("p must lie between 0 and 1, num_samples be at least 2 and step_length positive")
-        _ = self.start  # checks its sizes
+        _ = self.start, self.loop, self.evaluation  # check their sizes
 
     @property
     def task(self) -> Arithmetic:
@@ -71,6 +71,11 @@ class Config:
     def loop(self) -> LoopConfig:
         """The amount of training."""
         return LoopConfig(self.num_steps, self.num_prompts, self.num_samples)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How policies are tested."""
+        return Evaluation(self.test_problems, every=max(self.num_steps // 4, 1))
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         config.loop,
         lr=config.lr,
         seed=seed,
-        evaluation=Evaluation(config.test_problems, every=max(config.num_steps // 4, 1)),
+        evaluation=config.evaluation,
         look=look,
     )
     record.add(config.num_steps, {"greedy/correct": greedy(config, model)})

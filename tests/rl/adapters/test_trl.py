@@ -1,6 +1,7 @@
 """Presets equal TRL's own losses on the same batch, and TRL's trainer runs any objective."""
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from dynascope.rl.advantages import WhitenedReturns
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import TeacherReward
+from dynascope.rl.entropy.parts import AdaptiveTemperature
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_response, reinforce_pp
 from dynascope.rl.rollout import Rollout
@@ -172,6 +174,61 @@ def test_trls_trainer_runs_it(
     assert max(moved) > 1e-5
 
 
+def test_a_reward_that_raises_or_hangs_ends_trls_training_in_one_line(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    def broken(completions: list[str], **columns: Any) -> list[float]:
+        return [1 / 0]
+
+    def hanging(completions: list[str], **columns: Any) -> list[float]:
+        time.sleep(30)
+        return []
+
+    prompts = datasets.Dataset.from_dict({"prompt": ["1+1=", "1+2="]})
+    for reward, message in (
+        (broken, "reward 'broken' raised ZeroDivisionError"),
+        (hanging, "'hanging' took more than 0.1 s"),
+    ):
+        ours = PolicyObjectiveTrainer(
+            tiny_llama, reward_funcs=reward, args=settings(tmp_path), train_dataset=prompts, objective="grpo",
+            processing_class=character_tokenizer, reward_time_limit=0.1,
+        )  # fmt: skip
+        assert ours.reward_func_names == [reward.__name__]
+        with pytest.raises(ValueError, match=message):
+            ours.train()
+
+
+def test_trls_generation_takes_a_logits_processor(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    """HAPO's temperature sees every rollout of training and none of evaluation, and leaves the model as it was."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    temperature = AdaptiveTemperature(ends={character_tokenizer.eos_token_id})
+    args = settings(tmp_path, steps_per_generation=1)
+    ours = trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, args, objective="hapo", process=temperature)
+    ours.train()
+    assert temperature.stats is not None  # of the first of two rollouts
+    before = temperature.stats
+    assert "generate" not in vars(tiny_llama)
+    tiny_llama.eval()
+    ours._generate_single_turn([[1, 2], [3]], None, {}, 1)
+    assert temperature.stats is before
+
+    def only_ends(tokens: Tensor, scores: Tensor) -> Tensor:
+        barred = torch.full_like(scores, -torch.inf)
+        barred[:, character_tokenizer.eos_token_id] = 0.0
+        return barred
+
+    ours.process = only_ends
+    tiny_llama.train()
+    completions, _ = ours._generate_single_turn([[1, 2], [3]], None, {}, 1)
+    assert completions == [[character_tokenizer.eos_token_id]] * 2
+    args.use_transformers_continuous_batching = True
+    with pytest.raises(ValueError, match="leave vLLM and continuous batching off"):
+        trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, args, objective="hapo", process=only_ends)
+
+
 def test_trls_trainer_asks_a_teacher(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
     from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
 
@@ -251,26 +308,125 @@ def test_what_trl_cannot_give_is_told(tiny_llama: Any, character_tokenizer: Any,
         make(grpo.having(kl=(KLTerm("teacher", "k2"),)))
     with pytest.raises(ValueError, match="set beta"):
         make(reinforce_pp.having(advantage=WhitenedReturns(1e-3)))
+    with pytest.raises(ValueError, match=r"use rl\.interleaving\.trl\.MixedPolicyTrainer"):
+        make("luffy")
+    with pytest.raises(ValueError, match="TRL does not give values"):
+        make("ppo")
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_trl_trains_the_same_with_shared_prompts(
-    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, beta: float
+def test_completions_that_no_reward_says_anything_of_teach_nothing(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
 ) -> None:
+    """Beside 1 and 0 an unknown one is no third value of the group: advantages ±0.7071 / (0.7071 + 1e-4), and 0."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    told: list[float | None] = [1.0, None, None, 0.0, None, 1.0, 1.0, None]
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path, max_steps=1), objective="grpo"
+    )
+    ours.reward_funcs = [lambda completions, **columns: told]
+    inputs = [{"prompt": "1+2="}] * 4 + [{"prompt": "2+2="}] * 4
+    output = ours._generate_and_score_completions(inputs)
+    half = 0.5 / (0.5**0.5 + 1e-4)
+    torch.testing.assert_close(output["advantages"], torch.tensor([half, 0, 0, -half, 0, 0, 0, 0]))
+    ours.reward_funcs = [lambda completions, **columns: [None] * len(completions)]
+    with pytest.raises(ValueError, match="no completion has a reward: reward said None or NaN"):
+        ours._generate_and_score_completions(inputs)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_rollout_that_was_cut_off_altogether_changes_nothing(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, shares: bool
+) -> None:
+    """With `mask_truncated_completions` no token is left of it."""
     from dynascope.rl.adapters.shared_prefix import SharedPromptsMixin
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    class Sharing(SharedPromptsMixin, PolicyObjectiveTrainer):
+        pass
+
+    def goes_on(tokens: Tensor, scores: Tensor) -> Tensor:
+        barred = scores.clone()
+        barred[:, [character_tokenizer.eos_token_id, character_tokenizer.pad_token_id]] = -torch.inf
+        return barred
+
+    before = copy.deepcopy(tiny_llama)
+    args = settings(tmp_path, mask_truncated_completions=True, weight_decay=0.0)
+    trainer(
+        Sharing if shares else PolicyObjectiveTrainer,
+        tiny_llama,
+        character_tokenizer,
+        args,
+        objective="dapo",
+        process=goes_on,
+    ).train()
+    for one, other in zip(tiny_llama.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_trls_loss_takes_what_else_a_batch_has(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+    """Weights against vLLM's drift, images, truncation by TRL's rule; and a loss that is not finite ends training."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path),
+        objective=dapo.having(learns_from_truncated=False),
+    )  # fmt: skip
+    ours.current_gradient_accumulation_steps, ours.args.steps_per_generation = 1, 1
+    seen: list[dict[str, Any]] = []
+    log_probs = torch.full((8, 6), -1.0)
+
+    def told(model: Any, *args: Any, **more: Any) -> tuple[Tensor, Tensor, None]:
+        seen.append(more)
+        return log_probs.requires_grad_(), torch.ones(8, 6), None
+
+    ours._get_per_token_logps_and_entropies = told
+    stop = character_tokenizer.eos_token_id
+    inputs = {
+        "prompt_ids": torch.ones(8, 2).long(), "prompt_mask": torch.ones(8, 2).long(),
+        "completion_ids": torch.tensor([[1, 2, 3, 4, 5, stop], [1, 2, 3, 4, 5, 6]]).repeat(4, 1),
+        "completion_mask": torch.ones(8, 6).long(), "advantages": torch.ones(8), "rewards": torch.ones(8),
+        "group_ids": torch.arange(8) // 4, "is_solved": torch.ones(8).bool(), "num_items_in_batch": torch.tensor(48),
+    }  # fmt: skip
+    tiny_llama.train()
+    plain = ours._compute_loss(tiny_llama, inputs)
+    assert float(plain.detach()) == pytest.approx(-0.5)  # half of the completions were cut off
+    weighed = ours._compute_loss(
+        tiny_llama, {**inputs, "importance_sampling_ratio": torch.full((8, 1), 0.5), "pixel_values": torch.ones(8)}
+    )
+    assert float(weighed.detach()) == pytest.approx(-0.25)
+    assert "pixel_values" not in seen[0]
+    assert "pixel_values" in seen[1]
+    log_probs = torch.full((8, 6), torch.nan)
+    with pytest.raises(ValueError, match="step 0: the loss is not finite"):
+        ours._compute_loss(tiny_llama, inputs)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"beta": 0.04}, {"entropy_coef": 0.1}, {"objective": grpo.having(entropy_bonus=0.1)}]
+)
+def test_trl_trains_the_same_with_shared_prompts(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """A start model, and a bonus of entropy by TRL or by the objective, are in the loss here and there."""
+    from dynascope.rl.adapters.shared_prefix import SharedPromptsMixin
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
 
     calls = []
+    args = dict(changes)
+    more = {"objective": args.pop("objective")} if "objective" in args else {}
+    plain: Any = PolicyObjectiveTrainer if more else trl.GRPOTrainer
 
-    class Sharing(SharedPromptsMixin, trl.GRPOTrainer):  # type: ignore[misc, name-defined]
+    class Sharing(SharedPromptsMixin, plain):  # type: ignore[misc]
         def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
             calls.append(1)
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     ends = []
-    for kind in (trl.GRPOTrainer, Sharing):
+    for kind in (plain, Sharing):
         torch.manual_seed(0)
         model = copy.deepcopy(tiny_llama)
-        one = trainer(kind, model, character_tokenizer, settings(tmp_path / kind.__name__, beta=beta, seed=1))
+        one = trainer(kind, model, character_tokenizer, settings(tmp_path / kind.__name__, seed=1, **args), **more)
         one.train()
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert calls

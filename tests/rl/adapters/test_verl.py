@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynascope.rl.adapters.verl import register, verl_score
+from dynascope.rl.adapters.verl import actor_loss, register, verl_score
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.exploration import PassAtKMixed
 from dynascope.rl.kl import KLTerm
@@ -57,7 +57,7 @@ def test_micro_batches_on_two_ranks_add_up_to_the_whole_loss(registries: SimpleN
     new = (old + 0.3 * torch.randn(4, 3)).requires_grad_()
     advantages = torch.randn(4)[:, None] * MASK
     loss = registries.losses["mine"]
-    info = {"dp_size": 2, "batch_num_tokens": int(MASK.sum()), "global_batch_size": 4}
+    info = {"dp_size": 2, "batch_num_tokens": int(MASK.sum()), "global_batch_size": 4, "loss_scale_factor": 3}
     config = SimpleNamespace(global_batch_info=info)
     parts = [
         loss(
@@ -66,7 +66,8 @@ def test_micro_batches_on_two_ranks_add_up_to_the_whole_loss(registries: SimpleN
         )[0]
         for rows in (slice(0, 1), slice(1, 4))
     ]  # fmt: skip
-    whole, metrics = loss(old_log_prob=old, log_prob=new, advantages=advantages, response_mask=MASK)
+    alone = SimpleNamespace(global_batch_info={"loss_scale_factor": 3})
+    whole, metrics = loss(old_log_prob=old, log_prob=new, advantages=advantages, response_mask=MASK, config=alone)
     # verl takes the mean of gradients over its two ranks.
     assert float(sum(parts) / 2) == pytest.approx(float(whole), rel=1e-5)
     assert all(isinstance(value, float) for value in metrics.values())
@@ -104,10 +105,119 @@ def test_weights_against_drift_are_applied(registries: SimpleNamespace) -> None:
     assert float(half) == pytest.approx(float(plain) / 2)
 
 
+@pytest.fixture
+def engine(registries: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What verl's engines hand a loss, and a fake of the two things that a loss takes from verl.
+
+    Prompts of 2 tokens and the completions of MASK lie behind each other without padding, as in verl 0.9: of a completion's
+    token speaks the place before it.
+    """
+
+    def no_padding_2_padding(values: torch.Tensor, data: dict[str, Any]) -> torch.Tensor:
+        lengths = data["response_mask"].to_padded_tensor(0).sum(1).tolist()
+        flat = values.values() if values.is_nested else values
+        ends = np.cumsum([2 + length for length in lengths])
+        rows = [flat[end - length - 1 : end - 1] for end, length in zip(ends, lengths, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    metric, padding = ModuleType("verl.utils.metric"), ModuleType("verl.workers.utils.padding")
+    metric.AggregationType = SimpleNamespace(MEAN="mean", SUM="sum")  # type: ignore[attr-defined]
+    metric.Metric = lambda value, aggregation: (aggregation, float(value))  # type: ignore[attr-defined]
+    padding.no_padding_2_padding = no_padding_2_padding  # type: ignore[attr-defined]
+    for name in ("verl.utils", "verl.workers", "verl.workers.utils"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, metric.__name__, metric)
+    monkeypatch.setitem(sys.modules, padding.__name__, padding)
+    generator = torch.Generator().manual_seed(0)
+    lengths = MASK.sum(1)
+
+    def behind_each_other(padded: torch.Tensor) -> torch.Tensor:
+        """The prompt's first place, then what is said of each token, then of what would follow the last."""
+        rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
+        return torch.cat([torch.nn.functional.pad(row, (1, 1)) for row in rows])
+
+    def ragged(padded: torch.Tensor) -> torch.Tensor:
+        rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
+        return torch.nested.nested_tensor(rows, layout=torch.jagged)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(4, 3, generator=generator)
+
+    old = -normal().abs() - 1
+    known = {
+        "log_probs": (old + 0.3 * normal()).requires_grad_(), "behaviour_log_probs": old,
+        "ref_log_probs": old + 0.3 * normal(), "teacher_log_probs": old + 0.3 * normal(), "entropy": normal().abs(),
+        "advantage": normal() * MASK,
+    }  # fmt: skip
+    batch = PolicyBatch(
+        mask=MASK.bool(),
+        rewards=torch.zeros(4),
+        group_ids=torch.arange(4),
+        correct=REWARDS.sum(1) > 0,
+        max_length=3,
+        **known,
+    )
+    given = {
+        "response_mask": ragged(MASK), "old_log_probs": ragged(old), "advantages": ragged(known["advantage"]),
+        "ref_log_prob": ragged(known["ref_log_probs"]), "rm_scores": ragged(REWARDS),
+        "teacher_logprobs": behind_each_other(known["teacher_log_probs"])[:, None],
+        "dp_size": 1, "batch_num_tokens": int(MASK.sum()), "global_batch_size": 4,
+    }  # fmt: skip
+    told = {name: behind_each_other(known[name]) for name in ("log_probs", "entropy")}
+    return SimpleNamespace(registries=registries, batch=batch, data=given, output=told)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hapo",
+        "archer",
+        "forking_tokens",
+        "entropy_advantage",
+        "relift_rl",
+        "simplerl_zoo",
+        "kdrl",
+        "kdrl_masking_response",
+    ],
+)
+def test_the_actors_whole_loss_sees_entropies_and_other_models(engine: SimpleNamespace, name: str) -> None:
+    loss, metrics = actor_loss(name, max_length=3)(model_output=engine.output, data=engine.data, dp_group=None)
+    expected, _ = preset(name).loss(engine.batch)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    log_probs = engine.batch.log_probs
+    torch.testing.assert_close(*(torch.autograd.grad(one, log_probs)[0] for one in (loss, expected)))
+    assert metrics["actor/pg_loss"] == ("sum", pytest.approx(float(loss.detach())))
+    register(name, loss=False)
+    assert name in engine.registries.advantages
+    assert not engine.registries.losses
+    with pytest.raises(ValueError, match="; actor_loss has it"):
+        register(name, "whole")
+
+
+def test_what_verls_settings_leave_out_is_told(engine: SimpleNamespace) -> None:
+    for name, field, setting in (
+        ("hapo", "entropy", "calculate_entropy"), ("simplerl_zoo", "ref_log_prob", "use_kl_loss"),
+        ("kdrl", "teacher_logprobs", "distillation.enabled"),
+    ):  # fmt: skip
+        output, data = (
+            {key: value for key, value in one.items() if key != field} for one in (engine.output, engine.data)
+        )
+        with pytest.raises(ValueError, match=setting):
+            actor_loss(name)(model_output=output, data=data)
+    with pytest.raises(ValueError, match=r"set actor\.loss_scale_factor"):
+        actor_loss("dr_grpo")(model_output=engine.output, data=engine.data)
+    with pytest.raises(ValueError, match="is_solved"):
+        actor_loss("kdrl_masking_group")
+    with pytest.raises(ValueError, match="a coefficient with a schedule"):
+        actor_loss("kdrl_annealed")
+
+
 @pytest.mark.usefixtures("registries")
 def test_what_verl_does_not_give_is_told() -> None:
     with pytest.raises(ValueError, match="ref_log_probs"):
         register(grpo.having(kl=(KLTerm("ref", "k3", 0.1),)), "mine")
+    with pytest.raises(ValueError, match="estimators do not see hidden"):
+        register("thr")
     with pytest.raises(ValueError, match="needs a name"):
         register(grpo)
     with pytest.raises(ValueError, match="group-token-mean"):

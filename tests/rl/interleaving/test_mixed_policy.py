@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from dynascope.rl.interleaving.demonstrations import Demonstrations
 from dynascope.rl.interleaving.mixed_policy import DemonstrationsInGroups
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout, train
 from dynascope.rl.presets import grpo, luffy, relift_rl
-from dynascope.rl.rollout import score
+from dynascope.rl.rollout import completion_logits, score
 from dynascope.rl.tasks.arithmetic import Arithmetic
+from dynascope.rl.tasks.gsm8k import WordProblems
 
 TASK = Arithmetic((1,))
 CONFIG = LoopConfig(num_steps=2, num_prompts=3, num_samples=4)
@@ -134,3 +136,53 @@ def test_it_is_relifts_rl_but_for_shaping(tiny_llama: Any) -> None:
     optimizer = torch.optim.AdamW(tiny_llama.parameters(), lr=1e-3)
     with pytest.raises(ValueError, match="needs is_demonstration"):
         train(tiny_llama, luffy, TASK, optimizer, CONFIG, generator=generator())
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_trls_groups_have_their_demonstration(
+    num_iterations: int, tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    from dynascope.rl.interleaving.trl import MixedPolicyTrainer
+
+    rows = [{"prompt": f"{first}+{second}=", "answer": str(first + second)} for first in range(4) for second in (1, 2)]
+    task = WordProblems(rows, character_tokenizer, 8)
+    solved = Demonstrations(
+        {row["prompt"]: f"{row['prompt']}{row['answer']}" for row in rows if row["prompt"][2] == "1"}
+    )
+    seen: list[tuple[str, str, float]] = []
+
+    def right(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float]:
+        told = [float(text.endswith(f"={one}")) for text, one in zip(completions, answer, strict=True)]
+        seen.extend(zip(prompts, completions, told, strict=True))
+        return told
+
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path), max_steps=2 * num_iterations, num_iterations=num_iterations, learning_rate=1e-2,
+        per_device_train_batch_size=8, num_generations=4, max_completion_length=6, use_cpu=True, bf16=False, report_to=[],
+        disable_tqdm=True, logging_steps=1, save_strategy="no", lr_scheduler_type="constant",
+    )  # fmt: skip
+    trainer = MixedPolicyTrainer(
+        tiny_llama, reward_funcs=right, args=args, processing_class=character_tokenizer, objective="luffy",
+        train_dataset=datasets.Dataset.from_list(rows), task=task, source=solved,
+    )  # fmt: skip
+
+    def likelihood() -> float:
+        given = [row["prompt"] for row in rows if row["prompt"][2] == "1"]
+        tokens, mask = task.completions([f"{one}{int(one[0]) + 1}" for one in given])
+        prompts, prompt_mask = task.prompts([{"prompt": one} for one in given])
+        log_probs = completion_logits(tiny_llama, prompts, prompt_mask, tokens).log_softmax(-1)
+        return float((log_probs.gather(2, tokens[..., None])[..., 0] * mask).sum())
+
+    before = likelihood()
+    trainer.train()
+    assert len(seen) == 16
+    is_given = [place % 4 == 3 and prompt[2] == "1" for place, (prompt, _, _) in enumerate(seen)]
+    assert 0 < sum(is_given) == trainer.shown.budget.used
+    assert all(
+        told == 1 and text.startswith(prompt) for (prompt, text, told), one in zip(seen, is_given, strict=True) if one
+    )
+    shares = [log["rollout/demonstrations"] for log in trainer.state.log_history if "rollout/demonstrations" in log]
+    assert sum(shares) * 8 == sum(is_given)
+    assert likelihood() > before + 0.5
+    assert not trainer.evaluate(datasets.Dataset.from_list(rows))["eval_rewards/right/mean"]

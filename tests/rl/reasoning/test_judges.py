@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,10 @@ def test_what_is_refused() -> None:
         JudgeEnsemble(Scripted())(solutions("y"), torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="one each"):
         JudgeEnsemble(lambda solutions: [])(solutions("y"), torch.ones(1, dtype=torch.bool))
+    for odd in (["no"], None, [[True]]):  # a text would be a yes, whatever it says
+        judge: Any = lambda solutions, odd=odd: odd  # noqa: E731
+        with pytest.raises(ValueError, match="where True, False or None is wanted"):
+            JudgeEnsemble(judge)(solutions("y"), torch.ones(1, dtype=torch.bool))
     one = torch.ones(1, dtype=torch.long)
     with pytest.raises(ValueError, match="not 'most'"):
         decide(one, one, one, 3, "most")
@@ -146,10 +151,20 @@ def test_what_is_refused() -> None:
         ("x = 14", "14", None),
         ("2 ** 9 = 512", "512", None),
         ("1 // 0 = 0", "0", None),
+        ("-" * 100_000 + "1 = 1", "1", None),  # deeper than a parser goes
+        ("(" * 1000 + "1", "1", None),
+        (f"{'9' * 5000} = 1", "1", None),
+        (f"{'9' * 4000} * {'9' * 4000} = 0", "0", False),  # longer than Python writes out
     ],
 )
 def test_step_checker(reasoning: str, reference: str | None, verdict: Verdict) -> None:
     assert StepChecker()([Solution("?", reasoning, reference)]) == [verdict]
+
+
+def test_verdicts_may_be_a_tensor() -> None:
+    judge: Any = lambda solutions: torch.tensor([True, False])  # noqa: E731
+    told = JudgeEnsemble(judge, n=1)(solutions("y", "n"), torch.ones(2, dtype=torch.bool))
+    assert told.is_correct.tolist() == [True, False]
 
 
 def test_text_judge() -> None:

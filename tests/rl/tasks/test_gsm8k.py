@@ -64,3 +64,11 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": "none"}')
     with pytest.raises(ValueError, match="holds no number"):
         read_gsm8k(tmp_path)
+
+
+def test_prompts_may_be_conversations(character_tokenizer: Any) -> None:
+    character_tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}="
+    task = WordProblems([], character_tokenizer)
+    tokens, mask = task.prompts([{"prompt": [{"role": "user", "content": "1+2"}]}, {"prompt": "4="}])
+    assert task.texts(tokens[:1]) == ["1+2="]
+    assert mask.sum(1).tolist() == [4, 2]

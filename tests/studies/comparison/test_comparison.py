@@ -1,5 +1,6 @@
 """Objectives against each other: the table, the page, resuming, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dynascope.record import RecordWriter, open_record
 from dynascope.rl.presets import PRESETS
 from dynascope.studies.comparison import Comparison, compare, experiment
 from dynascope.studies.comparison.measures import MEASURES, Estimate
-from dynascope.studies.comparison.method import POLICIES, pairs_of
+from dynascope.studies.comparison.method import POLICIES, SETTINGS, pairs_of
 from dynascope.studies.comparison.page import figures, print_comparison, write_comparison
 
 pytest.importorskip("transformers")
@@ -170,6 +171,16 @@ def test_the_command_prints_json_and_writes_a_page(
 def test_what_is_not_there_is_told_in_one_line(objectives: list[str], task: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         experiment(objectives, task)
+
+
+def test_sizes_and_folders_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    for settings, message in (
+        ({"num_prompts": 0}, "num_prompts, .* must be at least 1"), ({"test_every": 0}, "every must be at least 1"),
+        ({"num_pairs": 0}, "num_pairs"), ({"data": "nowhere"}, "there is no folder nowhere, which data names"),
+        ({"model": str(tmp_path / "none")}, "which model names"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(SETTINGS["smoke"], **settings)
 
 
 def test_demonstrations_are_counted_where_an_objective_learns_from_them(tmp_path: Path) -> None:

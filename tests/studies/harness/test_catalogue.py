@@ -24,6 +24,7 @@ def test_settings_take_their_own_types() -> None:
         ("num_steps", "KEY=VALUE"),
         ("num_steps=many", "'many' is no int"),
         ("is_slow=perhaps", "'perhaps' is no bool"),
+        ("gains=a,b", r"'a,b' is no tuple\[float, ...\]"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(text: str, message: str) -> None:
@@ -55,5 +56,22 @@ def test_verdict_is_told_with_figures_and_failures(tmp_path: Path) -> None:
 def test_a_setting_that_its_study_refuses_is_told() -> None:
     study = load_study("exact-permutations")
     assert parse_overrides(study, "small", ["num_networks=3"]) == {"num_networks": 3}
-    with pytest.raises(ValueError, match="none that this study allows"):
+    with pytest.raises(ValueError, match=r"--set delta_all=2: delta_all=2.0 must lie between 0 and 1"):
         parse_overrides(study, "small", ["delta_all=2"])
+    with pytest.raises(ValueError, match=r"--set width=-1: .*width=-1.* must be at least 1") as told:
+        parse_overrides(load_study("hapo"), "smoke", ["width=-1"])
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["hapo", "riskpo", "kdrl", "token-hidden-reward", "relift", "simplerl-zoo"])
+def test_no_prompt_is_told_before_anything_is_trained(name: str) -> None:
+    with pytest.raises(ValueError, match=r"--set num_prompts=0: .*num_prompts.* must be at least 1"):
+        parse_overrides(load_study(name), "smoke", ["num_prompts=0"])
+
+
+def test_settings_that_go_together_are_checked_together() -> None:
+    """Width 48 alone does not fit 5 heads, nor 5 heads the preset's width; 45 and 5 do."""
+    study = load_study("cot-pass-at-k")
+    with pytest.raises(ValueError, match="width a multiple of num_heads"):
+        parse_overrides(study, "smoke", ["num_heads=5"])
+    assert parse_overrides(study, "smoke", ["num_heads=5", "width=45"]) == {"num_heads": 5, "width": 45}
