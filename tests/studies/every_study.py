@@ -27,12 +27,14 @@ class StudyTests:
             metafunc.parametrize("claim", claims, ids=[claim.id for claim in claims])
 
     @pytest.fixture(scope="class")
-    def worlds(self, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
-        return worlds_of(self.world, tmp_path_factory.mktemp("worlds"), self.num_seeds)
+    @classmethod
+    def worlds(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[Runs]]:
+        return worlds_of(cls.world, tmp_path_factory.mktemp("worlds"), cls.num_seeds)
 
     @pytest.fixture(scope="class")
-    def smoke(self, tmp_path_factory: pytest.TempPathFactory) -> Verdict:
-        return run_study(self.study, preset="smoke", seeds=1, jobs=1, root=tmp_path_factory.mktemp("smoke"))
+    @classmethod
+    def smoke(cls, tmp_path_factory: pytest.TempPathFactory) -> Verdict:
+        return run_study(cls.study, preset="smoke", seeds=1, jobs=1, root=tmp_path_factory.mktemp("smoke"))
 
     def test_claim_holds_where_the_effect_is_and_fails_where_it_is_not(
         self, claim: Claim, worlds: dict[bool, list[Runs]]

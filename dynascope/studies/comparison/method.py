@@ -27,37 +27,24 @@ from dynascope.rl.interleaving.mixed_policy import DemonstrationsInGroups
 from dynascope.rl.loop import LoopConfig, Step, Task, draw_rollout
 from dynascope.rl.presets import PRESETS, preset
 from dynascope.rl.rollout import Rollout, score
-from dynascope.rl.tasks.arithmetic import Arithmetic
-from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.rl.tasks.gsm8k import WordProblems, read_gsm8k
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.policy import Evaluation, declare, measure_policy, reinforce, start_model
+from dynascope.studies.harness.policy import declare, measure_policy, reinforce, start_model
+from dynascope.studies.harness.sums import SumsConfig
 
 
 @dataclass(frozen=True)
-class Config:
-    """What all objectives share."""
+class Config(SumsConfig):
+    """What all objectives share; of preferences, `num_steps` are steps on pairs, and `num_prompts` the pairs of one."""
 
-    digits: tuple[int, ...] = (2,)
-    num_layers: int = 2
-    width: int = 64
     base_steps: int = 150
     """Of supervised learning behind the start model; more make it stronger, and leave less to learn."""
     teacher_steps: int = 1500
     """Behind the teacher of objectives that have one."""
-    num_steps: int = 60
-    """Rollouts, or steps on pairs."""
     num_prompts: int = 32
     """A rollout, or pairs a step; demonstrations a step of relift's fine-tuning."""
-    num_samples: int = 8
-    """Completions a prompt."""
-    num_minibatches: int = 2
     num_pairs: int = 512
     """Problems that are drawn for pairs; those with both a right and a wrong answer give one each."""
-    lr: float = 3e-4
-    test_problems: int = 128
-    test_samples: int = 16
-    test_every: int = 10
     data: str = ""
     """Of gsm8k: a folder with train.jsonl and test.jsonl."""
     model: str = ""
@@ -68,33 +55,13 @@ class Config:
     """Of gsm8k."""
 
     def __post_init__(self) -> None:
-        _ = self.start, self.loop, self.evaluation  # check their sizes
+        super().__post_init__()
         if min(self.num_pairs, self.max_new_tokens) < 1:
             raise ValueError("num_pairs and max_new_tokens must be at least 1")
         for name in ("data", "model", "teacher"):
             folder = getattr(self, name)
             if folder and not Path(folder).is_dir():
                 raise ValueError(f"there is no folder {folder}, which {name} names")
-
-    @property
-    def task(self) -> Arithmetic:
-        """Sums of these levels."""
-        return Arithmetic(self.digits)
-
-    @property
-    def start(self) -> BaseModel:
-        """The model that every objective starts from."""
-        return BaseModel(self.task, num_layers=self.num_layers, width=self.width, num_steps=self.base_steps)
-
-    @property
-    def loop(self) -> LoopConfig:
-        """The amount of training."""
-        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples, self.num_minibatches)
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How policies are tested."""
-        return Evaluation(self.test_problems, self.test_samples, self.test_every)
 
 
 def train_policy(config: Config, arm: str, seed: int, record: StudyRecord) -> None:

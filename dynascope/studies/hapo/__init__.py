@@ -16,12 +16,12 @@ study = Study(
     after={arm: ("dapo",) for arm in ARMS if arm != "dapo"},
     presets={
         "smoke": Config(
-            1, 1, 32, base_steps=100, num_steps=4, num_prompts=8, num_samples=8, test_problems=8, test_samples=4,
+            (1,), 1, 32, base_steps=100, num_steps=4, num_prompts=8, num_samples=8, test_problems=8, test_samples=4,
             test_every=2,
         ),
         "small": Config(),
         "paper": Config(
-            3, 4, 256, base_steps=1000, num_steps=500, num_prompts=512, num_samples=16, num_minibatches=16,
+            (3,), 4, 256, base_steps=1000, num_steps=500, num_prompts=512, num_samples=16, num_minibatches=16,
             num_passes=1, lr=1e-6, test_problems=512,
         ),
     },

@@ -21,65 +21,38 @@ from dynascope.record import Series
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.entropy.parts import AdaptiveTemperature, TokenGroupZScore, entropy_aware
 from dynascope.rl.entropy.report import by_entropy, weight_shares
-from dynascope.rl.loop import LoopConfig, Step
+from dynascope.rl.loop import Step
 from dynascope.rl.monitors import learnable_groups
 from dynascope.rl.objective import LossView, PolicyObjective
 from dynascope.rl.presets import dapo, preset
 from dynascope.rl.rollout import score
 from dynascope.rl.surrogate import clipped_surrogate
-from dynascope.rl.tasks.arithmetic import PAD, STOP, Arithmetic
-from dynascope.rl.tasks.base_model import BaseModel
+from dynascope.rl.tasks.arithmetic import PAD, STOP
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.policy import Evaluation, reinforce, start_model
+from dynascope.studies.harness.policy import reinforce, start_model
+from dynascope.studies.harness.sums import SumsConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SumsConfig):
     """Sizes and lengths."""
 
-    digits: int = 2
-    num_layers: int = 2
-    width: int = 64
-    base_steps: int = 200
-    """Of supervised learning before."""
     num_steps: int = 30
     num_prompts: int = 20
-    num_samples: int = 8
     num_minibatches: int = 1
     num_passes: int = 2
     lr: float = 1e-4
     """At 3e-4 with 12 prompts and four optimizer steps a rollout, DAPO itself fell from 73 to 40 % of right answers."""
+    test_problems: int = 48
+    test_every: int = 15
     tau: float = 0.05
     alpha: float = 1.0
     beta: float = 1.0
-    test_problems: int = 48
-    test_samples: int = 16
-    test_every: int = 15
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_minibatches * self.num_passes < 2:
             raise ValueError("one optimizer step a rollout keeps every ratio at 1: use num_passes=2")
-        _ = self.start, self.loop, self.evaluation  # check their sizes
-
-    @property
-    def task(self) -> Arithmetic:
-        """Sums of one length."""
-        return Arithmetic((self.digits,))
-
-    @property
-    def start(self) -> BaseModel:
-        """The model that every arm starts from."""
-        return BaseModel(self.task, self.num_layers, self.width, num_steps=self.base_steps)
-
-    @property
-    def loop(self) -> LoopConfig:
-        """The amount of training, the same for all arms."""
-        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples, self.num_minibatches, self.num_passes)
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How policies are tested."""
-        return Evaluation(self.test_problems, self.test_samples, self.test_every)
 
 
 @dataclass(frozen=True)

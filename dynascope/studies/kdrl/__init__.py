@@ -30,13 +30,13 @@ study = Study(
     presets={
         "smoke": Config(
             (1,), width=32, base_steps=40, weak_steps=20, teacher_width=32, teacher_steps=60, num_steps=2, num_prompts=4,
-            num_samples=4, test_problems=8,
+            num_samples=4, test_problems=8, test_every=1,
         ),
         "small": Config(),
         # The paper: R1-Distill-Qwen-1.5B, a 7B teacher, about 280 steps, coefficient 2e-3, nothing clamped.
         "paper": Config(
             (3,), num_layers=4, width=256, base_steps=1000, weak_steps=700, teacher_layers=8, teacher_width=512,
-            teacher_steps=4000, beta=2e-3, clamp=20.0, num_steps=280, num_prompts=128, lr=1e-5,
+            teacher_steps=4000, beta=2e-3, clamp=20.0, num_steps=280, num_prompts=128, lr=1e-5, test_every=140,
         ),
     },
     train=train,

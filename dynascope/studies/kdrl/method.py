@@ -6,7 +6,7 @@ coefficient's schedule, in whom the teacher corrects, and in how much it says: l
 likeliest ones alone, or whole distributions. The weight of a token is clamped: a small teacher's R reaches −20.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,22 +15,21 @@ from torch import nn
 from dynascope.record import Series
 from dynascope.rl.distillation import LinearAnneal, unsolved_prompts, wrong_answers
 from dynascope.rl.kl import Kind, KLTerm
-from dynascope.rl.loop import LoopConfig, Step, draw_rollout
+from dynascope.rl.loop import Step, draw_rollout
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import grpo
 from dynascope.rl.rollout import score
-from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel, base_model
 from dynascope.rl.teachers import GAP_NAMES, TeacherScorer, exact_teacher_kl, gradient_cosine, watch_teacher
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.policy import Evaluation, declare, measure_policy, reinforce, start_model
+from dynascope.studies.harness.policy import declare, measure_policy, reinforce, start_model
+from dynascope.studies.harness.sums import SumsConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SumsConfig):
     """Sizes and lengths."""
 
-    digits: tuple[int, ...] = (2,)
     num_layers: int = 1
     width: int = 48
     base_steps: int = 160
@@ -47,41 +46,23 @@ class Config:
     """Of |R| as a token's weight."""
     num_steps: int = 50
     num_prompts: int = 16
-    num_samples: int = 8
-    lr: float = 3e-4
-    test_problems: int = 128
+    test_every: int = 25
 
     def __post_init__(self) -> None:
-        if min(self.beta, self.clamp) <= 0 or self.num_steps < 1:
-            raise ValueError("beta and clamp must be positive, and num_steps at least 1")
-        _ = self.teacher, self.student(is_weak=False), self.loop, self.evaluation  # check their sizes
+        super().__post_init__()
+        if min(self.beta, self.clamp) <= 0:
+            raise ValueError("beta and clamp must be positive")
+        _ = self.teacher, self.weak_start  # check their sizes
 
     @property
-    def task(self) -> Arithmetic:
-        """Sums of these levels."""
-        return Arithmetic(self.digits)
-
-    @property
-    def loop(self) -> LoopConfig:
-        """The amount of training, the same for all arms."""
-        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples)
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How policies are tested."""
-        return Evaluation(self.test_problems, every=max(self.num_steps // 2, 1))
+    def weak_start(self) -> BaseModel:
+        """The student that knows little."""
+        return replace(self.start, num_steps=self.weak_steps)
 
     @property
     def teacher(self) -> BaseModel:
         """One teacher for all seeds."""
-        return BaseModel(
-            self.task, num_layers=self.teacher_layers, width=self.teacher_width, num_steps=self.teacher_steps
-        )
-
-    def student(self, *, is_weak: bool) -> BaseModel:
-        """The start model."""
-        steps = self.weak_steps if is_weak else self.base_steps
-        return BaseModel(self.task, num_layers=self.num_layers, width=self.width, num_steps=steps)
+        return BaseModel(self.task, self.teacher_layers, self.teacher_width, num_steps=self.teacher_steps)
 
     @property
     def annealing(self) -> LinearAnneal:
@@ -126,7 +107,7 @@ def objective(config: Config, arm: Arm) -> PolicyObjective:
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     """One student."""
-    student = start_model(record, config.student(is_weak=arm.is_weak), seed)
+    student = start_model(record, config.weak_start if arm.is_weak else config.start, seed)
     teacher = base_model(config.teacher, 0, record.folder.parents[3] / "models")
     record.add(0, {"teacher/correct": measure_policy(teacher, config.task, config.evaluation)["test/correct"]})
     if arm.kind == "sft":

@@ -14,12 +14,12 @@ study = Study(
     after={arm: ("grpo-sequence",) for arm in ARMS if arm != "grpo-sequence"},
     presets={
         "smoke": Config(
-            1, 1, 32, base_steps=30, num_steps=12, num_prompts=10, num_samples=4, test_problems=8, test_samples=8
+            (1,), 1, 32, base_steps=30, num_steps=12, num_prompts=10, num_samples=4, test_problems=8, test_samples=8
         ),
         "small": Config(),
         "paper": Config(
-            3, 4, 256, base_steps=1000, num_steps=500, num_prompts=512, num_samples=10, num_minibatches=4,
-            num_passes=1, lr=1e-6, test_problems=512,
+            (3,), 4, 256, base_steps=1000, num_steps=500, num_prompts=512, num_samples=10, num_minibatches=4,
+            lr=1e-6, test_problems=512,
         ),
     },
     train=train,

@@ -12,66 +12,37 @@ import torch
 
 from dynascope.record import Series
 from dynascope.rl.advantages import center, unit_rms
-from dynascope.rl.loop import LoopConfig, Step
+from dynascope.rl.loop import Step
 from dynascope.rl.monitors import entropy_covariance
 from dynascope.rl.objective import PolicyObjective, PostProcessor
 from dynascope.rl.presets import grpo
 from dynascope.rl.risk.advantage import RiskAdvantage
-from dynascope.rl.tasks.arithmetic import Arithmetic
-from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.policy import Evaluation, reinforce, start_model
+from dynascope.studies.harness.policy import reinforce, start_model
+from dynascope.studies.harness.sums import SumsConfig
 
 
 @dataclass(frozen=True)
-class Config:
-    """Sizes and lengths."""
+class Config(SumsConfig):
+    """Sizes and lengths. The averse measure breaks a start model down that hardly solves anything."""
 
-    digits: int = 2
-    num_layers: int = 2
-    width: int = 64
-    base_steps: int = 200
-    """Of supervised learning before; the averse measure breaks a policy down that hardly solves anything."""
     num_steps: int = 40
     num_prompts: int = 30
-    num_samples: int = 8
     num_minibatches: int = 1
-    num_passes: int = 1
-    """With one pass every ratio is 1, and its level makes no difference."""
+    """With one optimizer step a rollout every ratio is 1, and its level makes no difference."""
     lr: float = 1e-4
     """At 2e-4 with two passes and 20 prompts, every measure that is not centred broke every policy down within 20 rollouts."""
+    test_problems: int = 48
+    test_every: int = 20
     bundle_size: int = 5
     alpha: float = 0.2
     beta: float = 0.8
     omega: float = 0.5
-    test_problems: int = 48
-    test_samples: int = 16
-    test_every: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.test_samples < 8:
             raise ValueError(f"test_samples={self.test_samples}: Pass@8 needs at least 8")
-        _ = self.start, self.loop, self.evaluation  # check their sizes
-
-    @property
-    def task(self) -> Arithmetic:
-        """Sums of one length."""
-        return Arithmetic((self.digits,))
-
-    @property
-    def start(self) -> BaseModel:
-        """The model that every arm starts from."""
-        return BaseModel(self.task, self.num_layers, self.width, num_steps=self.base_steps)
-
-    @property
-    def loop(self) -> LoopConfig:
-        """The amount of training, the same for all arms."""
-        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples, self.num_minibatches, self.num_passes)
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How policies are tested."""
-        return Evaluation(self.test_problems, self.test_samples, self.test_every)
 
 
 @dataclass(frozen=True)

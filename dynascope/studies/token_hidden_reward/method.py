@@ -19,63 +19,39 @@ from dynascope.rl.advantages import group_z_score
 from dynascope.rl.entropy.baselines import TopEntropy
 from dynascope.rl.hidden_reward import HiddenReward, token_hidden_reward
 from dynascope.rl.hidden_reward_steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
-from dynascope.rl.loop import LoopConfig, Step, draw_rollout
+from dynascope.rl.loop import Step, draw_rollout
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import grpo, kl_cov, pass_at_k_mixed
 from dynascope.rl.rollout import Rollout, score
-from dynascope.rl.tasks.arithmetic import Arithmetic
-from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce, start_model
+from dynascope.studies.harness.sums import SumsConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SumsConfig):
     """Sizes and lengths."""
 
-    digits: tuple[int, ...] = (2,)
     num_layers: int = 1
     width: int = 48
     base_steps: int = 160
     """Of supervised learning; the start model should be right about a fifth of the time."""
+    num_prompts: int = 24
+    lr: float = 5e-4
+    test_every: int = 15
     p: float = 0.5
     """How far the tilted arms go."""
     held: float = 0.25
     """Entropy that the arm `holding` aims at, in nats."""
     beta: float = 1.0
     """Of the threshold above which the arm `dominant` trains."""
-    num_steps: int = 60
-    num_prompts: int = 24
-    num_samples: int = 8
-    lr: float = 5e-4
     step_length: float = 1e-3
     """Of the steps that try the mechanism: the norm of the change of the weights."""
-    test_problems: int = 128
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.p < 1 or self.num_samples < 2 or self.step_length <= 0:
             raise ValueError("p must lie between 0 and 1, num_samples be at least 2 and step_length positive")
-        _ = self.start, self.loop, self.evaluation  # check their sizes
-
-    @property
-    def task(self) -> Arithmetic:
-        """Sums of these levels."""
-        return Arithmetic(self.digits)
-
-    @property
-    def start(self) -> BaseModel:
-        """The model that every arm starts from."""
-        return BaseModel(self.task, num_layers=self.num_layers, width=self.width, num_steps=self.base_steps)
-
-    @property
-    def loop(self) -> LoopConfig:
-        """The amount of training."""
-        return LoopConfig(self.num_steps, self.num_prompts, self.num_samples)
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How policies are tested."""
-        return Evaluation(self.test_problems, every=max(self.num_steps // 4, 1))
 
 
 @dataclass(frozen=True)
