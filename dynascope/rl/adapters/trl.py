@@ -32,11 +32,12 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     """TRL's GRPOTrainer with another objective; needs the extra `trl`.
 
     `objective` is a `PolicyObjective` or a preset's name. Of TRL's settings those of the objective (loss_type, epsilon,
-    scale_rewards, importance_sampling_level, entropy_coef, delta, top_entropy_quantile, off_policy_mask_threshold) no longer count; an objective against the start model
-    wants `beta` above 0 in the settings, so that TRL keeps that model, and weighs it by its own coefficient. TRL's weights
-    against the drift of vLLM are applied. Completions of which every reward function said None have no advantage, and are
-    nobody's baseline. A reward function that raises, or takes longer than `reward_time_limit` seconds (None for no limit), ends
-    training in one line that names it; models and coroutines as rewards are left to TRL.
+    scale_rewards, importance_sampling_level, entropy_coef, delta, top_entropy_quantile, off_policy_mask_threshold) no longer
+    count; an objective against the start model wants `beta` above 0 in the settings, so that TRL keeps that model, and weighs
+    it by its own coefficient. TRL's weights against the drift of vLLM are applied. Completions of which every reward function
+    said None have no advantage, and are nobody's baseline. A reward function that raises, or takes longer than
+    `reward_time_limit` seconds (None for no limit), ends training in one line that names it; models and coroutines as rewards
+    are left to TRL.
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters, and
     like teachers not with images.
