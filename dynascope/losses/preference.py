@@ -6,7 +6,7 @@ the push on the rejected one, d_l = +∂loss/∂log π(y_l). Each loss knows bot
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import torch
@@ -25,16 +25,23 @@ class PreferencePairs:
     `reference_chosen` and `reference_rejected` are those of the reference model, for losses that compare with one;
     `chosen_length` and `rejected_length` count tokens, for losses that average over them.
 
+    Raises ValueError for fields of different lengths.
+
     >>> PreferencePairs(torch.tensor([-12.0]), torch.tensor([-10.0]), torch.tensor([-11.0]), torch.tensor([-9.5])).margin
     tensor([-0.5000])
     """
 
     chosen: Float[Tensor, " pairs"]
-    rejected: Float[Tensor, " pairs"]
-    reference_chosen: Float[Tensor, " pairs"] | None = None
-    reference_rejected: Float[Tensor, " pairs"] | None = None
-    chosen_length: Shaped[Tensor, " pairs"] | None = None
-    rejected_length: Shaped[Tensor, " pairs"] | None = None
+    rejected: Float[Tensor, " _"]
+    reference_chosen: Float[Tensor, " _"] | None = None
+    reference_rejected: Float[Tensor, " _"] | None = None
+    chosen_length: Shaped[Tensor, " _"] | None = None
+    rejected_length: Shaped[Tensor, " _"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value.shape != self.chosen.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, but chosen {tuple(self.chosen.shape)}")
 
     @property
     def ratios(self) -> tuple[Tensor, Tensor]:
@@ -352,11 +359,16 @@ MARGIN_LOSSES: dict[str, type[MarginLoss]] = {
 
 
 def margin_loss(name: str, **settings: Any) -> MarginLoss:
-    """A loss by its name, with its own settings. Raises ValueError for a name that is not in `MARGIN_LOSSES`.
+    """A loss by its name, with its own settings. Raises ValueError for a name that is not in `MARGIN_LOSSES`, or a setting that
+    the loss has not.
 
     >>> margin_loss("cpo", beta=0.1)
     CPO(beta=0.1, weight=1.0, is_averaged=False)
     """
     if name not in MARGIN_LOSSES:
         raise ValueError(f"there is no margin loss {name!r}; there are {', '.join(MARGIN_LOSSES)}")
+    known = [one.name for one in fields(MARGIN_LOSSES[name])]  # type: ignore[arg-type]
+    unknown = [one for one in settings if one not in known]
+    if unknown:
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
     return MARGIN_LOSSES[name](**settings)

@@ -150,7 +150,8 @@ class PolicyBatch:
         """Raises ValueError that says which of these fields are missing for `what`."""
         missing = sorted(name for name in names if getattr(self, name) is None)
         if missing:
-            raise ValueError(f"{what} needs {', '.join(missing)}, which the batch does not have")
+            whence = "; train(mix=DemonstrationsInGroups(…)) brings it" if missing == ["is_demonstration"] else ""
+            raise ValueError(f"{what} needs {', '.join(missing)}, which the batch does not have{whence}")
 
     def having(self, **changes: Any) -> "PolicyBatch":
         """The same batch with some fields changed.

@@ -192,10 +192,12 @@ def exact_teacher_kl(
     """KL(π ‖ teacher) at every token of completions, summed over the vocabulary, in nats; padding is 0.
 
     What `teacher/kl` estimates from single samples. Both models' logits are held for `teacher.micro_batch` completions at
-    a time; hand over a few completions, as `rollout.select(torch.arange(16))`. `top` as in `kl_estimate`.
+    a time; hand over a few completions, as `rollout.select(torch.arange(16))`. `top` as in `kl_estimate`. Raises ValueError for
+    another vocabulary.
 
     >>> exact_teacher_kl(model, TeacherScorer(teacher), rollout)[rollout.mask].mean()
     """
+    check_vocabulary(model, teacher)
     told = torch.zeros_like(rollout.behaviour_log_probs, dtype=torch.float32)
     for rows in torch.arange(len(rollout), device=told.device).split(teacher.micro_batch):
         part = rollout.select(rows)
@@ -204,6 +206,18 @@ def exact_teacher_kl(
         by_token = kl_estimate(unused, unused, "full", logits=own, ref_logits=other, top=top)
         told[rows] = by_token.masked_fill(~part.mask, 0.0)
     return told
+
+
+def check_vocabulary(model: nn.Module, teacher: Teacher) -> None:
+    """Raises ValueError where a teacher knows another number of tokens than the policy.
+
+    >>> check_vocabulary(model, TeacherScorer(teacher, vocabulary=len(tokenizer)))
+    """
+    own = TeacherScorer(model).size
+    if own != teacher.size:
+        raise ValueError(
+            f"the teacher has a vocabulary of {teacher.size} tokens and the policy one of {own}; they must share it"
+        )
 
 
 def check_teacher(objective: PolicyObjective, batch: PolicyBatch) -> bool:

@@ -110,3 +110,11 @@ def test_responses_without_tokens_are_told() -> None:
 def test_an_unknown_loss_is_told_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match="simpo"):
         margin_loss("simp")
+    with pytest.raises(ValueError, match="dpo has no setting betta; it has beta"):
+        margin_loss("dpo", betta=0.2)
+
+
+def test_fields_of_other_lengths_are_told() -> None:
+    two, one = torch.zeros(2), torch.zeros(1)
+    with pytest.raises(ValueError, match=r"reference_chosen has shape \(1,\), but chosen \(2,\)"):
+        PreferencePairs(two, two, one, two)

@@ -142,6 +142,8 @@ def test_the_exact_divergence_is_the_mean_of_its_estimate(tiny_llama: Any) -> No
     expected = torch.nn.functional.kl_div(other, own, log_target=True, reduction="none").sum(-1)
     torch.testing.assert_close(found, expected * rollout.mask, atol=1e-5, rtol=1e-4)
     assert float(exact_teacher_kl(tiny_llama, TeacherScorer(tiny_llama), rollout).abs().max()) < 1e-5
+    with pytest.raises(ValueError, match="a vocabulary of 12 tokens and the policy one of 16; they must share it"):
+        exact_teacher_kl(tiny_llama, TeacherScorer(teacher, vocabulary=12), rollout)
     # Over all but one token of sixteen it lacks that token's part.
     least = own.exp().min(-1)
     part = least.values * (least.values.log() - other.gather(-1, least.indices[..., None])[..., 0])

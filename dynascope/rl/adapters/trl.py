@@ -18,7 +18,7 @@ from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.rollout import Rollout, score
 from dynascope.rl.tasks.rewards import guarded
-from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher
+from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher, check_vocabulary
 
 _STATE = "policy_objective.pt"
 _OF_IMAGES = (
@@ -88,11 +88,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         if isinstance(self.teacher, TeacherScorer):
             self.teacher.model.to(self.accelerator.device)
         if self.teacher is not None:
-            own = TeacherScorer(self.accelerator.unwrap_model(self.model)).size
-            if own != self.teacher.size:
-                raise ValueError(
-                    f"the teacher has {self.teacher.size} tokens and the policy {own}; they must share them"
-                )
+            check_vocabulary(self.accelerator.unwrap_model(self.model), self.teacher)
         if "teacher_log_probs" in needs and self.teacher is None:
             raise ValueError("this objective needs teacher_log_probs: give teacher=")
         once = {"hidden", "unembedding"}

@@ -79,6 +79,9 @@ class EntropyStats:
             raise ValueError(f"rho={rho} must lie in [0, 1], robust={robust} in [0, 0.5), and eps={eps} be positive")
         logs = entropy.detach().clamp(min=eps).log().flatten()
         counts = torch.ones_like(logs, dtype=torch.bool) if mask is None else mask.flatten()
+        if not len(logs):
+            zero = logs.sum()
+            return EntropyStats(zero, zero, zero, zero)
         num = counts.sum()
         # Padding goes to the end; no token at all leaves every statistic 0.
         ordered = logs.masked_fill(~counts, torch.inf).sort().values

@@ -19,13 +19,15 @@ def quantile_integral(
 ) -> Float[Tensor, ""]:
     """∫_low^high F⁻¹(u) du, exactly, of scores with equal weights or of a discrete distribution with these probabilities.
 
-    Differentiable in scores and probabilities. Raises ValueError unless 0 <= low < high <= 1.
+    Differentiable in scores and probabilities. Raises ValueError without scores, or unless 0 <= low < high <= 1.
 
     >>> quantile_integral(torch.tensor([3.0, 0, 1, 2]), 0.0, 0.5)  # a quarter each of 0 and 1
     tensor(0.2500)
     """
     if not 0 <= low < high <= 1:
         raise ValueError(f"levels {low} and {high} must be 0 <= low < high <= 1")
+    if not len(scores):
+        raise ValueError("there are no scores to take quantiles of: give at least one")
     order = scores.argsort()
     mass = torch.full_like(scores, 1 / len(scores)) if weights is None else weights / weights.sum()
     after = mass[order].cumsum(0)

@@ -14,10 +14,14 @@ from torch.utils.data import Sampler
 def learnable_share(pass_rate: Float[Tensor, "*queries"] | float, num_samples: int) -> Float[Tensor, "*queries"]:
     """How often a group of answers to a query holds both right and wrong ones; symmetric in p, 0 at both ends.
 
+    Raises ValueError for a rate outside [0, 1], or no answer.
+
     >>> learnable_share(0.05, 8)
     tensor(0.3366)
     """
     p = torch.as_tensor(pass_rate, dtype=torch.float64)
+    if num_samples < 1 or not bool(((p >= 0) & (p <= 1)).all()):
+        raise ValueError(f"pass rates must lie between 0 and 1, and num_samples={num_samples} be at least 1")
     return (1 - p**num_samples - (1 - p) ** num_samples).float()
 
 

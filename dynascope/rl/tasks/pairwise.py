@@ -110,6 +110,8 @@ def difficulty_by_attempts(is_right: Bool[Tensor, "pairs attempts"]) -> Int[Tens
     >>> difficulty_by_attempts(torch.tensor([[True, False], [False, True], [False, False]]))
     tensor([1, 2, 3])
     """
+    if not is_right.shape[1]:
+        raise ValueError("no attempt was made at the pairs: at least one is needed")
     first = is_right.long().argmax(1) + 1
     return torch.where(is_right.any(1), first, is_right.shape[1] + 1)
 

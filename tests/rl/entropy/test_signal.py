@@ -64,6 +64,12 @@ def test_without_width_the_signal_is_zero(entropy: torch.Tensor, mask: torch.Ten
     assert EntropySignal()(view(entropy, mask)).abs().max() == 0
 
 
+def test_statistics_of_no_token_are_zero() -> None:
+    none = EntropyStats.of(torch.zeros(0))
+    assert not torch.stack([none.pivot, none.spread, none.above, none.below]).any()
+    assert none.signal(torch.tensor([0.5])).tolist() == [0.0]
+
+
 def test_a_token_without_entropy_sets_the_scale_unless_extremes_are_quantiles() -> None:
     entropy = torch.cat([torch.zeros(1), torch.linspace(0.1, 1, 199)])[None]
     plain, robust = EntropySignal()(view(entropy)), EntropySignal(robust=0.01)(view(entropy))

@@ -134,7 +134,7 @@ def test_it_is_relifts_rl_but_for_shaping(tiny_llama: Any) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         grpo.having(shaping=0.0)
     optimizer = torch.optim.AdamW(tiny_llama.parameters(), lr=1e-3)
-    with pytest.raises(ValueError, match="needs is_demonstration"):
+    with pytest.raises(ValueError, match=r"needs is_demonstration, .*mix=DemonstrationsInGroups"):
         train(tiny_llama, luffy, TASK, optimizer, CONFIG, generator=generator())
 
 

@@ -120,3 +120,5 @@ def test_levels_out_of_order_are_told() -> None:
         cvar_advantage(SCORES, 1, alpha=0.0)
     with pytest.raises(ValueError, match="below 1"):
         seeking_advantage(SCORES, 1, 3, beta=1.0)
+    with pytest.raises(ValueError, match="no scores"):
+        risk_report(torch.zeros(0))

@@ -78,6 +78,12 @@ def test_rates_that_are_none_are_refused(wrong: dict[str, torch.Tensor]) -> None
         QueryDifficultySelector(torch.tensor([0.5]), memory=2.0)
 
 
+def test_shares_of_what_is_no_rate_are_refused() -> None:
+    for rate, num in ((1.5, 8), (float("nan"), 8), (0.5, 0)):
+        with pytest.raises(ValueError, match="must lie between 0 and 1, and num_samples"):
+            learnable_share(rate, num)
+
+
 def test_it_selects_from_a_dataset_of_hugging_face() -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"prompt": ["a", "b", "c"]})

@@ -70,6 +70,11 @@ def test_position_bias_votes_and_difficulty() -> None:
     assert difficulty_by_attempts(right).tolist() == [1, 3, 4]
 
 
+def test_pairs_without_an_attempt_are_told() -> None:
+    with pytest.raises(ValueError, match="at least one is needed"):
+        difficulty_by_attempts(torch.zeros(3, 0).bool())
+
+
 def test_parsing() -> None:
     assert parse_judgement("<think>a</think><answer> 2 </answer>") == ("a", "2")
     assert parse_judgement("<answer>1</answer><answer>2</answer>")[1] == ""
