@@ -181,11 +181,12 @@ def merge_sigma_reparam(model: nn.Module) -> nn.Module:
 
 
 def iterate_each_step(model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
-    """Do the power iteration once after each step of `optimizer`, all equal shapes in one product.
+    """Do the power iteration once after each step of `optimizer`, with equal shapes together.
 
     Forwards no longer iterate then, which is what gradient accumulation wants, and what activation checkpointing needs
     where one layer runs twice before a backward pass (its first run could not be repeated exactly). The handle's
-    `remove` ends it, but does not give the iteration back to the forwards.
+    `remove` ends it, but does not give the iteration back to the forwards. Weights that FSDP2 sharded are gathered one at
+    a time.
 
     >>> handle = iterate_each_step(model, optimizer)
     """
@@ -193,21 +194,24 @@ def iterate_each_step(model: nn.Module, optimizer: Optimizer) -> RemovableHandle
     for *_, parametrization in every:
         parametrization.iterates = False
 
+    def matrices(module: nn.Module, name: str, parametrization: SigmaReparam) -> Tensor:
+        return parametrization._matrices(_original(module, name))
+
     @torch.no_grad()
     def iterate(*arguments: object) -> None:
-        groups: dict[object, list[tuple[SigmaReparam, Tensor]]] = {}
-        for _, module, name, parametrization in every:
-            matrices = parametrization._matrices(_original(module, name))
-            groups.setdefault((matrices.shape[1:], matrices.device), []).append((parametrization, matrices))
+        groups: dict[object, list[tuple[nn.Module, str, SigmaReparam]]] = {}
+        for _, module, name, one in every:
+            shape = one.left.shape[1:], one.right.shape[1:], one.left.device
+            groups.setdefault(shape, []).append((module, name, one))
         for group in groups.values():
-            sizes, eps = [one.num_splits for one, _ in group], group[0][0].eps
+            sizes, eps = [one.num_splits for *_, one in group], group[0][-1].eps
             # Matrix by matrix, as one product of all would first copy every weight; vectors are few, and go together.
-            lefts = torch.cat([_to_left(matrices, one.right) for one, matrices in group])
+            lefts = torch.cat([_to_left(matrices(*place), place[-1].right) for place in group])
             left = F.normalize(lefts, dim=-1, eps=eps).split(sizes)
-            rights = torch.cat([_to_right(matrices, part) for (_, matrices), part in zip(group, left, strict=True)])
+            rights = torch.cat([_to_right(matrices(*place), part) for place, part in zip(group, left, strict=True)])
             right = F.normalize(rights, dim=-1, eps=eps).split(sizes)
-            torch._foreach_copy_([one.left for one, _ in group], list(left))
-            torch._foreach_copy_([one.right for one, _ in group], list(right))
+            torch._foreach_copy_([one.left for *_, one in group], list(left))
+            torch._foreach_copy_([one.right for *_, one in group], list(right))
 
     return optimizer.register_step_post_hook(iterate)
 
@@ -248,9 +252,9 @@ def _reparametrized(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Sig
 
 
 def _original(module: nn.Module, name: str) -> Tensor:
-    """The weight that is trained, before it is scaled."""
-    parametrizations = cast(nn.ModuleDict, module.parametrizations)[name]
-    return cast(Tensor, parametrizations.original).detach()
+    """The weight that is trained, before it is scaled; gathered where it is sharded, as σ is of the whole."""
+    weight = cast(Tensor, cast(nn.ModuleDict, module.parametrizations)[name].original).detach()
+    return cast(Tensor, weight.full_tensor()) if hasattr(weight, "full_tensor") else weight
 
 
 def _to_left(
