@@ -72,6 +72,12 @@ def called(model: Callable[..., Any], inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
+def logits_of(output: Any) -> Tensor:
+    """What a model returned, or the logits in it, as Hugging Face's models have them."""
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
+
+
 def refuse_mixing(model: nn.Module) -> None:
     """Raises ValueError for batch normalization in training mode, under which examples have no gradient of their own."""
     for name, module in model.named_modules():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynascope.data.per_example import per_example_gradient_norms
+from dynascope.kernels.layerwise import LayerTap, frozen, uses
 
 per_example_loss = partial(F.cross_entropy, reduction="none")
 
@@ -181,6 +182,23 @@ def test_batch_gradient_is_no_longer_than_the_sum_of_the_norms() -> None:
     norms = per_example_gradient_norms(model, loss_fn, inputs, targets)
     gradients = torch.autograd.grad(loss_fn(model(inputs), targets).sum(), list(model.parameters()))
     assert sum(one.square().sum() for one in gradients).sqrt() <= norms.sum()
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolution", "convolution-3d", "padding", "lookup", "shared-long"])
+def test_what_layers_tell_of_examples_adds_up_to_the_batch_gradient(name: str) -> None:
+    model, inputs, targets, loss_fn = cases()[name]
+    total = {parameter: torch.zeros_like(parameter) for parameter in model.parameters()}
+
+    def receive(module: nn.Module, incoming: Tensor, gradient: Tensor) -> None:
+        for own, use in uses(module, incoming, gradient):
+            total[module._parameters[own]] += use.explicit(module._parameters[own].shape).sum(0)
+
+    tap = LayerTap(model, model.parameters(), len(targets), receive)
+    with frozen(model.parameters()):
+        tap.backward(tap.forward(lambda: loss_fn(model(inputs), targets)).sum())
+    gradients = torch.autograd.grad(loss_fn(model(inputs), targets).sum(), list(total))
+    for one, expected in zip(total.values(), gradients, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_long_sequences_take_the_explicit_way(monkeypatch: pytest.MonkeyPatch) -> None:
