@@ -13,7 +13,7 @@ from dynascope.data.inspection import (
 from dynascope.data.landscape import error_barrier, instability, linear_path
 from dynascope.data.per_example import per_example_gradient_norms
 from dynascope.data.permutations import PermutationTask
-from dynascope.data.scores import el2n, grand, l1_error, margin, unclog
+from dynascope.data.scores import el2n, grand, l1_error, margin, over_tokens, unclog
 from dynascope.data.scoring import score_examples, with_ids
 from dynascope.data.selection import PrunedSampler, class_shares, select
 from dynascope.data.sequence_classes import SequenceClassData
@@ -42,6 +42,7 @@ __all__ = [
     "linear_path",
     "margin",
     "near_duplicates",
+    "over_tokens",
     "per_example_gradient_norms",
     "python_sources",
     "quadratic_teacher",

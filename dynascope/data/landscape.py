@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dynascope.data.scoring import moved_batches
-from dynascope.kernels.layerwise import called
+from dynascope.kernels.layerwise import called, logits_of
 
 State: TypeAlias = tuple[nn.Module, Optimizer]
 TrainBetween: TypeAlias = Callable[[State, int, int, int], State]
@@ -54,8 +54,7 @@ def linear_path(
         model.load_state_dict(mixed)
         wrong = []
         for inputs, labels, _ in moved_batches(loader, device):
-            output = called(model, inputs)
-            wrong.append((output.logits if hasattr(output, "logits") else output).argmax(-1) != labels)
+            wrong.append(logits_of(called(model, inputs)).argmax(-1) != labels)
         path.append(torch.cat(wrong).float().cpu())
     return torch.stack(path)
 

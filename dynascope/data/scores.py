@@ -3,7 +3,7 @@
 Source: arXiv 2107.07075, Section 2 (GraNd and EL2N).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch.func import grad, jvp
 
 from dynascope.data.evaluation import evaluating
 from dynascope.data.per_example import LossFunction, Method, per_example_gradient_norms
-from dynascope.kernels.layerwise import functional
+from dynascope.kernels.layerwise import functional, logits_of
 
 
 def el2n(logits: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> Float[Tensor, " examples"]:
@@ -80,8 +80,7 @@ def unclog(model: nn.Module, inputs: Any, reference: Any, *, method: Method = "g
     """
 
     def summed(output: Any, _: Any) -> Tensor:
-        logits: Tensor = getattr(output, "logits", output)
-        return logits.sum(-1)
+        return logits_of(output).sum(-1)
 
     parameters = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
     function = functional(model, dict(model.named_parameters()))
@@ -98,8 +97,34 @@ def unclog(model: nn.Module, inputs: Any, reference: Any, *, method: Method = "g
     return distance
 
 
-cross_entropy: LossFunction = partial(F.cross_entropy, reduction="none")
-"""The usual loss, one an example."""
+def over_tokens(
+    score: Callable[[Tensor, Tensor], Tensor],
+    logits: Float[Tensor, "examples tokens classes"],
+    labels: Int[Tensor, "examples tokens"],
+    *,
+    ignore_index: int = -100,
+) -> Float[Tensor, " examples"]:
+    """The mean over each sequence's tokens of a score such as `el2n`: how important a text is to a language model.
+
+    Each label stands where it is predicted, and is `ignore_index` where nothing is to be; a sequence of only such scores
+    NaN.
+
+    >>> over_tokens(el2n, torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]))
+    tensor([0.7071])
+    """
+    is_told = labels != ignore_index
+    values = score(logits.flatten(0, 1), labels.where(is_told, 0).flatten()).view_as(is_told)
+    return (values * is_told).sum(1) / is_told.sum(1)
+
+
+def cross_entropy(output: Any, labels: Tensor) -> Float[Tensor, " examples"]:
+    """The usual loss, one an example; of sequences, the mean over their tokens.
+
+    >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    tensor([0.6931])
+    """
+    logits, loss = logits_of(output), partial(F.cross_entropy, reduction="none")
+    return over_tokens(loss, logits, labels) if logits.ndim == 3 else loss(logits, labels)
 
 
 def _error(logits: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> Tensor:

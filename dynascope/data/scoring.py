@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from dynascope.data.evaluation import evaluating
 from dynascope.data.per_example import LossFunction
-from dynascope.data.scores import cross_entropy, el2n, grand, l1_error, margin
-from dynascope.kernels.layerwise import called
+from dynascope.data.scores import cross_entropy, el2n, grand, l1_error, margin, over_tokens
+from dynascope.kernels.layerwise import called, logits_of
 
 if TYPE_CHECKING:
     import xarray
@@ -51,14 +51,16 @@ def score_examples(
 
     Args:
         models: The same training from several initialisations; 10 are the paper's choice (see `reliability`).
-        loader: Batches (inputs, labels) or (inputs, labels, ids), or mappings with "labels" and "example_id".
+        loader: Batches (inputs, labels) or (inputs, labels, ids), or mappings with "labels" and "example_id"; without
+            augmentation, as a score is of the example itself.
         scores: Any of "el2n", "grand", "l1_error", "margin".
         at: The step at which the models were taken; the one label of the axis "step".
         loss_fn: For "grand": one loss an example, from what the model returns and the labels.
 
-    The models are looked at in evaluation mode, each on the device where it is; their modes, buffers and the random
-    state are afterwards what they were. Raises ValueError for an unknown score, for a loader that shuffles without ids
-    (see `with_ids`), and for one that drops its last batch.
+    Where the logits are of sequences (examples, tokens, classes), scores are means over tokens (see `over_tokens`), so
+    labels must stand where they are predicted. The models are looked at in evaluation mode, each on the device where it
+    is; their modes, buffers and the random state are afterwards what they were. Raises ValueError for an unknown score,
+    for a loader that shuffles without ids (see `with_ids`), and for one that drops its last batch.
 
     >>> scores = score_examples(models, loader, at=200)
     >>> keep = select(scores["el2n"].mean("run").values[0], keep=0.5)
@@ -125,12 +127,14 @@ def _scores_of(
                 )
             if any(name in FROM_LOGITS for name in names):
                 with torch.no_grad():
-                    output = called(model, inputs)
-                    logits = output.logits if hasattr(output, "logits") else output
+                    logits = logits_of(called(model, inputs))
             for name in names:
-                value = (
-                    grand(model, loss_fn, (inputs, labels)) if name == "grand" else FROM_LOGITS[name](logits, labels)
-                )
+                if name == "grand":
+                    value = grand(model, loss_fn, (inputs, labels))
+                elif logits.ndim == 3:
+                    value = over_tokens(FROM_LOGITS[name], logits, labels)
+                else:
+                    value = FROM_LOGITS[name](logits, labels)
                 kept[name].append(value.detach().cpu())
             kept[EXAMPLE_ID].append(
                 torch.arange(seen, seen + len(labels)) if ids is None else torch.as_tensor(ids).cpu()

@@ -80,7 +80,7 @@ class EntropyCollapse:
             evidence={"entropy_normalized": level, "early": before, "gradients_grow": is_unstable},
             remedy=(
                 'from dynascope.nn import sigma_reparam; sigma_reparam(model, gamma="preserve")  '
-                "# or query-key normalisation, or a longer warmup"
+                "# or query-key normalisation, a lower learning rate, a longer warmup"
             ),
             source="2303.06296: collapse below a tenth of log T goes with instability",
             series="attention/entropy_normalized",

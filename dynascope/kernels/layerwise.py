@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,6 +70,12 @@ def called(model: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def logits_of(output: Any) -> Tensor:
+    """What a model returned, or the logits in it, as Hugging Face's models have them."""
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
 
 
 def refuse_mixing(model: nn.Module) -> None:
@@ -206,9 +212,11 @@ def is_known(module: nn.Module) -> bool:
         return False  # without one, or reparametrized
     if isinstance(module, nn.Embedding):
         return not (module.scale_grad_by_freq or module.sparse or module.max_norm is not None)
-    if isinstance(module, CONVOLUTIONS):
-        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, (nn.Linear, *NORMS)) or type(module).__name__ == "Conv1D" or _is_rms_norm(module)
+    return (
+        isinstance(module, (nn.Linear, *CONVOLUTIONS, *NORMS))
+        or type(module).__name__ == "Conv1D"
+        or _is_rms_norm(module)
+    )
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
@@ -234,46 +242,46 @@ def uses(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[
         yield from _norm_uses(module, inputs, gradient)
         return
     if isinstance(module, CONVOLUTIONS):
-        yield "weight", _convolution_use(module, inputs, gradient)
         per_position = gradient.flatten(2).transpose(1, 2)
+        yield "weight", _convolution_use(module, inputs, per_position)
     else:
         per_position = gradient.reshape(len(gradient), -1, gradient.shape[-1])
-        incoming = inputs.reshape(len(inputs), -1, inputs.shape[-1]) * _scale(module, "weight")
+        incoming = _scaled(inputs.reshape(len(inputs), -1, inputs.shape[-1]), module, "weight")
         is_transposed = type(module).__name__ == "Conv1D"
         yield "weight", Outer(incoming, per_position, is_transposed)
     if module._parameters.get("bias") is not None:
-        yield "bias", Explicit(per_position.sum(1) * _scale(module, "bias"))
+        yield "bias", Explicit(_scaled(per_position.sum(1), module, "bias"))
 
 
-def _scale(module: nn.Module, name: str) -> float:
-    return float(getattr(module, f"{name}_scale", 1.0))
+def _scaled(tensor: Tensor, module: nn.Module, name: str) -> Tensor:
+    scale = float(getattr(module, f"{name}_scale", 1.0))
+    return tensor if scale == 1.0 else tensor * scale
 
 
-def _convolution_use(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Use:
-    # One convolution of inputs by output gradients a group, with every example a group of its own, gives all weights'
-    # gradients; unfolding is what makes the Gram form possible, and it only knows two dimensions.
-    if isinstance(module, nn.Conv2d) and module.groups == 1:
-        patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
-        patches = patches * _scale(module, "weight")
-        return Outer(patches.transpose(1, 2), gradient.flatten(2).transpose(1, 2))
-    assert isinstance(module, CONVOLUTIONS)
-
-    def forward(weight: Tensor, one: Tensor) -> Tensor:
-        return functional_call(module, {"weight": weight}, one[None])  # type: ignore[no-any-return]
-
-    def one_gradient(one: Tensor, outgoing: Tensor) -> Tensor:
-        _, pullback, *_ = torch.func.vjp(lambda weight: forward(weight, one), module.weight.detach())
-        return pullback(outgoing[None])[0]  # type: ignore[no-any-return]
-
-    return Explicit(vmap(one_gradient)(inputs, gradient))
+def _convolution_use(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, per_position: Tensor) -> Use:
+    """A convolution is linear in the patches of its input, whose views are copied once."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    windows = F.pad(inputs, module._reversed_padding_repeated_twice, mode)
+    for dim, (size, step, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        windows = windows.unfold(dim, dilation * (size - 1) + 1, step)[..., ::dilation]
+    num_dims = len(module.kernel_size)
+    order = (0, 1, *range(2 + num_dims, 2 + 2 * num_dims), *range(2, 2 + num_dims))
+    patches = windows.permute(order).reshape(len(inputs), -1, per_position.shape[1])  # (examples, width, positions)
+    patches = _scaled(patches, module, "weight")
+    if module.groups == 1:
+        return Outer(patches.mT, per_position)
+    grouped = (part.unflatten(1, (module.groups, -1)) for part in (per_position.mT, patches))
+    return Explicit(torch.einsum("egop,egip->egoi", *grouped))
 
 
 def _norm_uses(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[str, Use]]:
     own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
     zeros = {name: torch.zeros_like(parameter) for name, parameter in own.items()}
-    # The output is affine in the weight, also where a library multiplies by 1 + weight.
-    ones = functional_call(module, {**zeros, "weight": torch.ones_like(zeros["weight"])}, inputs)
-    scaled = ones - functional_call(module, zeros, inputs)
+    scaled = functional_call(module, {**zeros, "weight": torch.ones_like(zeros["weight"])}, inputs)
+    if type(module) not in NORMS:  # a library's own may multiply by 1 + weight; affine in the weight it is
+        scaled = scaled - functional_call(module, zeros, inputs)
     num_dims = own["weight"].ndim
     kept = (1,) if isinstance(module, CHANNELS_FIRST) else tuple(range(inputs.ndim - num_dims, inputs.ndim))
     summed = tuple(dim for dim in range(1, inputs.ndim) if dim not in kept)

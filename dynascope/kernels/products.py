@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from jaxtyping import Float
@@ -49,16 +48,29 @@ def squared_norms(uses: Sequence[Use], shape: torch.Size) -> Float[Tensor, " exa
 
 
 def _square(use: Outer, shape: torch.Size) -> Float[Tensor, " examples"]:
-    if use.gradients.shape[1] == 1 and not use.is_lookup:
+    if use.is_lookup:
+        return _square_of_lookup(use, shape[0])
+    if use.gradients.shape[1] == 1:
         return use.inputs.square().sum((1, 2)) * use.gradients.square().sum((1, 2))
-    if _is_short(use, use, shape):
+    if _is_short(use, use):
         return _gram(use, use)
     parts = _split((use,), shape)
-    return torch.cat([(gradient.mT @ incoming).square().sum((1, 2)) for incoming, gradient in parts])
+    return torch.cat([torch.linalg.vector_norm(g.mT @ x, dim=(1, 2)).square() for x, g in parts])
+
+
+def _square_of_lookup(use: Outer, num_rows: int) -> Float[Tensor, " examples"]:
+    """What each example adds to each row that it looked up, summed before it is squared."""
+    num_examples = len(use.gradients)
+    offsets = num_rows * torch.arange(num_examples, device=use.inputs.device)
+    rows, group = torch.unique(use.inputs + offsets[:, None], return_inverse=True)
+    sums = use.gradients.new_zeros(len(rows), use.gradients.shape[-1])
+    sums.index_add_(0, group.flatten(), use.gradients.flatten(0, 1))
+    zeros = use.gradients.new_zeros(num_examples)
+    return zeros.index_add_(0, rows // num_rows, sums.square().sum(1))
 
 
 def _inner(one: Outer, two: Outer, shape: torch.Size) -> Float[Tensor, " examples"]:
-    if _is_short(one, two, shape):
+    if one.is_lookup or two.is_lookup or _is_short(one, two):
         return _gram(one, two)
     parts = _split((one, two), shape)
     if one.is_input_first == two.is_input_first:
@@ -66,10 +78,12 @@ def _inner(one: Outer, two: Outer, shape: torch.Size) -> Float[Tensor, " example
     return torch.cat([((g.mT @ x) * (y.mT @ h)).sum((1, 2)) for x, g, y, h in parts])
 
 
-def _is_short(one: Outer, two: Outer, shape: torch.Size) -> bool:
-    """Whether Gram matrices are smaller than the weight; more positions than that are better summed to gradients first."""
-    is_lookup = one.is_lookup or two.is_lookup
-    return is_lookup or one.gradients.shape[1] * two.gradients.shape[1] <= prod(shape)
+def _is_short(one: Outer, two: Outer) -> bool:
+    """Whether Gram matrices take fewer multiplications than forming the gradients, which many positions are better for."""
+    (num_ones, width), num_twos = one.inputs.shape[1:], two.inputs.shape[1]
+    other_width = one.gradients.shape[-1]
+    num_positions = num_ones if one is two else num_ones + num_twos
+    return num_ones * num_twos * (width + other_width) <= num_positions * width * other_width
 
 
 def _split(uses: Sequence[Outer], shape: torch.Size) -> list[tuple[Tensor, ...]]:

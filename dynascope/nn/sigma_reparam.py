@@ -69,31 +69,32 @@ class SigmaReparam(nn.Module):
         # The ratio of large sums would lose its digits in bfloat16.
         with torch.autocast(weight.device.type, enabled=False):
             matrices = self._matrices(weight)
-            if self.training and self.iterates:
-                self.iterate(matrices)
+            iterates = self.training and self.iterates
             if self.stats_only:
+                if iterates:
+                    self._iterated(matrices.detach())
                 return weight
-            scale = self.gamma.float() / self._sigma(matrices).clamp_min(self.eps)
+            sigma = self._iterated(matrices) if iterates else self._sigma(matrices)
+            scale = self.gamma.float() / sigma.clamp_min(self.eps)
             scaled = (matrices * scale.to(weight.dtype)[:, None, None]).flatten(0, 1)
         return scaled.T if self.is_transposed else scaled.view_as(weight)
-
-    @torch.no_grad()
-    def iterate(self, matrices: Float[Tensor, "splits out in"]) -> None:
-        """One step of power iteration; none in a forward that activation checkpointing does a second time."""
-        left, right = _step_unless_recomputing(matrices, self.left, self.right, self.eps)
-        self.left.copy_(left)
-        self.right.copy_(right)
 
     def spectral_norm(self, weight: Float[Tensor, "..."]) -> Float[Tensor, " splits"]:
         """σ of the unscaled weight, by the singular vectors as they stand."""
         return self._sigma(self._matrices(weight))
 
+    def _iterated(self, matrices: Float[Tensor, "splits out in"]) -> Float[Tensor, " splits"]:
+        """σ after one step of power iteration, whose second product is also what σ is read from."""
+        left = _left_unless_recomputing(matrices.detach(), self.left, self.right, self.eps)
+        reached = _to_right(matrices, left)
+        right = F.normalize(reached.detach(), dim=-1, eps=self.eps)
+        self.left.copy_(left)
+        self.right.copy_(right)
+        return (reached * right).sum(-1)
+
     def _sigma(self, matrices: Float[Tensor, "splits out in"]) -> Float[Tensor, " splits"]:
         # Copies, since a later forward moves the buffers, and a backward may still need these.
-        left, right = self.left.clone(), self.right.clone()
-        reached = torch.bmm(left[:, None].float(), matrices.float())[:, 0]
-        sigma: Tensor = (reached * right).sum(-1)
-        return sigma
+        return (_to_right(matrices, self.left.clone()) * self.right.clone()).sum(-1)
 
     def _matrices(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "splits out in"]:
         matrix = weight.T if self.is_transposed else weight.flatten(1)
@@ -180,11 +181,12 @@ def merge_sigma_reparam(model: nn.Module) -> nn.Module:
 
 
 def iterate_each_step(model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
-    """Do the power iteration once after each step of `optimizer`, all equal shapes in one product.
+    """Do the power iteration once after each step of `optimizer`, with equal shapes together.
 
     Forwards no longer iterate then, which is what gradient accumulation wants, and what activation checkpointing needs
     where one layer runs twice before a backward pass (its first run could not be repeated exactly). The handle's
-    `remove` ends it, but does not give the iteration back to the forwards.
+    `remove` ends it, but does not give the iteration back to the forwards. Weights that FSDP2 sharded are gathered one at
+    a time.
 
     >>> handle = iterate_each_step(model, optimizer)
     """
@@ -192,18 +194,24 @@ def iterate_each_step(model: nn.Module, optimizer: Optimizer) -> RemovableHandle
     for *_, parametrization in every:
         parametrization.iterates = False
 
+    def matrices(module: nn.Module, name: str, parametrization: SigmaReparam) -> Tensor:
+        return parametrization._matrices(_original(module, name))
+
     @torch.no_grad()
     def iterate(*arguments: object) -> None:
-        groups: dict[object, list[tuple[SigmaReparam, Tensor]]] = {}
-        for _, module, name, parametrization in every:
-            original = parametrization._matrices(_original(module, name))
-            groups.setdefault((original.shape, original.dtype, original.device), []).append((parametrization, original))
+        groups: dict[object, list[tuple[nn.Module, str, SigmaReparam]]] = {}
+        for _, module, name, one in every:
+            shape = one.left.shape[1:], one.right.shape[1:], one.left.device
+            groups.setdefault(shape, []).append((module, name, one))
         for group in groups.values():
-            matrices = torch.cat([matrix for _, matrix in group])
-            left, right = _step(matrices, torch.cat([one.right for one, _ in group]), group[0][0].eps)
-            sizes = [one.num_splits for one, _ in group]
-            torch._foreach_copy_([one.left for one, _ in group], list(left.split(sizes)))
-            torch._foreach_copy_([one.right for one, _ in group], list(right.split(sizes)))
+            sizes, eps = [one.num_splits for *_, one in group], group[0][-1].eps
+            # Matrix by matrix, as one product of all would first copy every weight; vectors are few, and go together.
+            lefts = torch.cat([_to_left(matrices(*place), place[-1].right) for place in group])
+            left = F.normalize(lefts, dim=-1, eps=eps).split(sizes)
+            rights = torch.cat([_to_right(matrices(*place), part) for place, part in zip(group, left, strict=True)])
+            right = F.normalize(rights, dim=-1, eps=eps).split(sizes)
+            torch._foreach_copy_([one.left for *_, one in group], list(left))
+            torch._foreach_copy_([one.right for *_, one in group], list(right))
 
     return optimizer.register_step_post_hook(iterate)
 
@@ -244,33 +252,38 @@ def _reparametrized(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Sig
 
 
 def _original(module: nn.Module, name: str) -> Tensor:
-    """The weight that is trained, before it is scaled."""
-    parametrizations = cast(nn.ModuleDict, module.parametrizations)[name]
-    return cast(Tensor, parametrizations.original).detach()
+    """The weight that is trained, before it is scaled; gathered where it is sharded, as σ is of the whole."""
+    weight = cast(Tensor, cast(nn.ModuleDict, module.parametrizations)[name].original).detach()
+    return cast(Tensor, weight.full_tensor()) if hasattr(weight, "full_tensor") else weight
 
 
-def _step(
-    matrices: Float[Tensor, "splits out in"], right: Float[Tensor, "splits in"], eps: float
-) -> tuple[Float[Tensor, "splits out"], Float[Tensor, "splits in"]]:
-    """Left and right singular vectors after one step of power iteration from `right`."""
-    whole = matrices.float()
-    left = F.normalize(torch.bmm(whole, right.float()[:, :, None])[:, :, 0], dim=-1, eps=eps)
-    right = F.normalize(torch.bmm(left[:, None], whole)[:, 0], dim=-1, eps=eps)
-    return left, right
+def _to_left(
+    matrices: Float[Tensor, "splits out in"], right: Float[Tensor, "splits in"]
+) -> Float[Tensor, "splits out"]:
+    product: Tensor = torch.bmm(matrices.float(), right.float()[:, :, None])[:, :, 0]
+    return product
 
 
-@torch.library.custom_op("dynascope::power_iteration", mutates_args=())
-def _step_unless_recomputing(matrices: Tensor, left: Tensor, right: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`_step`; or the vectors as they stand, in activation checkpointing's second forward, inside a backward pass.
+def _to_right(
+    matrices: Float[Tensor, "splits out in"], left: Float[Tensor, "splits out"]
+) -> Float[Tensor, "splits in"]:
+    product: Tensor = torch.bmm(left.float()[:, None], matrices.float())[:, 0]
+    return product
 
-    An operator of its own, as a compiler would otherwise answer at compile time what must be asked at each call.
+
+@torch.library.custom_op("dynascope::left_singular_vector", mutates_args=())
+def _left_unless_recomputing(matrices: Tensor, left: Tensor, right: Tensor, eps: float) -> Tensor:
+    """The left vector that `right` is sent to; or as it stands, in activation checkpointing's second forward.
+
+    That one runs inside a backward pass. An operator of its own, as a compiler would otherwise answer at compile time
+    what must be asked at each call.
     """
     if torch._C._current_graph_task_id() != -1:
-        return left.clone(), right.clone()
-    left_after, right_after = _step(matrices, right, eps)
-    return left_after.to(left.dtype), right_after.to(right.dtype)  # model.bfloat16() casts buffers, too
+        return left.clone()
+    reached = F.normalize(_to_left(matrices, right), dim=-1, eps=eps)
+    return reached.to(left.dtype)  # model.bfloat16() casts buffers, too
 
 
-@_step_unless_recomputing.register_fake
-def _(matrices: Tensor, left: Tensor, right: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(left), torch.empty_like(right)
+@_left_unless_recomputing.register_fake
+def _(matrices: Tensor, left: Tensor, right: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(left)

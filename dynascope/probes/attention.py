@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynascope.probes.probe import Need, Probe
 from dynascope.probes.spectra import eigenvalues
-from dynascope.probes.views import AttentionBlock, AttentionCall, attention_blocks
+from dynascope.probes.views import AttentionBlock, AttentionCall, attention_blocks, shown_by
 from dynascope.record import Series
 
 # The first key positions that are recorded one by one, and the first queries that are left out of a sink's mass:
@@ -28,8 +28,9 @@ def attention_entropy(
 ) -> Float[Tensor, " heads"]:
     """Mean entropy of the attention rows of each head, in nats: 0 for one-hot rows, log(keys) for uniform ones.
 
-    `mask` is as in `scaled_dot_product_attention` (bool: True = visible; float: added). Hidden keys take no part and
-    rows that see no key are not averaged. Never keeps more than `block` rows of the queries × keys map.
+    `mask` is as in `scaled_dot_product_attention` (bool: True = visible; float: added). Hidden keys take no part. Rows
+    that see no key are not averaged, nor are, in self-attention, those of positions that the mask hides from every query:
+    they are padding. Never keeps more than `block` rows of the queries × keys map.
     Source: 2303.06296, section 3 (Ent(A_i) = -Σ_j A_ij log A_ij).
 
     >>> attention_entropy(torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 8, 4))  # log 8
@@ -57,14 +58,15 @@ def attention_entropy_from_weights(
 def entropy_lower_bound(logit_norm: float | Float[Tensor, "*shape"], num_keys: int) -> Float[Tensor, "*shape"]:
     """The smallest entropy that a row of `num_keys` logits of Euclidean norm at most `logit_norm` can have, in nats.
 
-    Reached by one logit at s·sqrt((T-1)/T) and the others at -s/sqrt(T(T-1)). With s the spectral norm of the query-key
-    map times that of the inputs (and the attention scale), this bounds a head's entropy. Source: 2303.06296, Theorem 3.1.
+    0 for a single key. Reached by one logit at s·sqrt((T-1)/T) and the others at -s/sqrt(T(T-1)). With s the spectral
+    norm of the query-key map times that of the inputs (and the attention scale), this bounds a head's entropy.
+    Source: 2303.06296, Theorem 3.1.
 
     >>> entropy_lower_bound(0.0, 8)  # log 8
     tensor(2.0794)
     """
     norm = torch.as_tensor(logit_norm, dtype=torch.get_default_dtype())
-    rest = torch.exp(-norm * math.sqrt(num_keys / (num_keys - 1)))
+    rest = torch.exp(-norm * math.sqrt(num_keys / max(1, num_keys - 1)))
     total = 1 + (num_keys - 1) * rest
     return torch.log(total) + norm * math.sqrt(num_keys * (num_keys - 1)) * rest / total
 
@@ -222,8 +224,7 @@ def first_visible(call: AttentionCall) -> Int[Tensor, " rows"]:
     rows = call.query.shape[0]
     if call.mask is None:
         return torch.zeros(rows, dtype=torch.long, device=call.query.device)
-    mask = call.mask[:, :1, -1]
-    shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    shown = shown_by(call.mask[:, :1, -1])
     return shown[:, 0].to(torch.uint8).argmax(-1).expand(rows)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from dynascope.kernels import ntk
-from dynascope.kernels.layerwise import Use
+from dynascope.kernels.layerwise import Use, logits_of
 from dynascope.kernels.pairs import reduce_pairs, trained_parameters
 from dynascope.kernels.products import along, inner_products, squared_norms, weighted_inner_products
 from dynascope.losses import PreferencePairs, coefficients_by_autograd, margin_loss, token_log_probs
@@ -105,9 +105,7 @@ def _logits(model: nn.Module, tokens: Tensor, attended: Tensor | None) -> Tensor
         named["position_ids"] = (steps.cumsum(1) - 1).clamp_min(0)
     if "use_cache" in known:
         named["use_cache"] = False
-    output = model(input_ids=tokens, **named) if "input_ids" in known else model(tokens)
-    logits: Tensor = getattr(output, "logits", output)
-    return logits
+    return logits_of(model(input_ids=tokens, **named) if "input_ids" in known else model(tokens))
 
 
 @dataclass(frozen=True)

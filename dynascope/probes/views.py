@@ -219,8 +219,9 @@ class AttentionBlock:
 def attention_blocks(call: AttentionCall, block: int = 128, most: int | None = None) -> Iterator[AttentionBlock]:
     """The call's logits a block of queries at a time, so that no queries × keys map of the whole call is kept.
 
-    Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask. With
-    `most` only so many queries of each row are looked at, in blocks at even distances of which the last is at the end.
+    Memory: rows × heads × block × keys floats. Works for grouped-query attention, causal and any broadcastable mask. In
+    self-attention a position that the mask hides from every query is padding, and sees nothing itself. With `most` only
+    so many queries of each row are looked at, in blocks at even distances of which the last is at the end.
 
     >>> for part in attention_blocks(call, block=64):
     ...     part.weights.sum(-1)  # ones
@@ -229,6 +230,8 @@ def attention_blocks(call: AttentionCall, block: int = 128, most: int | None = N
     groups = num_heads // call.key.shape[1]
     key = call.key.float().repeat_interleave(groups, dim=1).transpose(-2, -1)
     key_position = torch.arange(num_keys, device=key.device)
+    shown = None if call.mask is None else shown_by(call.mask)
+    padding = None if shown is None or num_queries != num_keys else ~shown.any(-2, keepdim=True).mT
     if most is not None and most < num_queries:
         # Eight places at least, as attention early in a row is another thing than late.
         block = max(1, min(block, most // 8))
@@ -243,9 +246,20 @@ def attention_blocks(call: AttentionCall, block: int = 128, most: int | None = N
             query_position = torch.arange(first, last, device=key.device)
             hidden = key_position > query_position[:, None]
             logits += torch.zeros_like(hidden, dtype=logits.dtype).masked_fill(hidden, float("-inf"))
-        if call.mask is not None:
-            part = call.mask if call.mask.shape[-2] == 1 else call.mask[..., first:last, :]
-            hidden = ~part if part.dtype == torch.bool else part <= torch.finfo(part.dtype).min / 2
+        if call.mask is not None and shown is not None:
+            part, visible = (
+                whole if whole.shape[-2] == 1 else whole[..., first:last, :] for whole in (call.mask, shown)
+            )
             bias = torch.zeros_like(part, dtype=logits.dtype) if part.dtype == torch.bool else part.float()
-            logits += bias.masked_fill(hidden, float("-inf"))
+            logits += bias.masked_fill(~visible, float("-inf"))
+        if padding is not None:
+            logits.masked_fill_(padding if padding.shape[-2] == 1 else padding[..., first:last, :], float("-inf"))
         yield AttentionBlock(first, logits, call.kind)
+
+
+def shown_by(mask: Bool[Tensor, "*shape"] | Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Where an attention mask lets be seen: True, or an addition far above the lowest number of half precision.
+
+    A mask of single precision may have been made in half.
+    """
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(torch.float16).min / 2

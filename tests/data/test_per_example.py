@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynascope.data.per_example import per_example_gradient_norms
+from dynascope.kernels.layerwise import LayerTap, frozen, uses
 
 per_example_loss = partial(F.cross_entropy, reduction="none")
 
@@ -61,15 +62,41 @@ def one_dimensional() -> nn.Module:
     return nn.Sequential(nn.Conv1d(2, 3, 3, bias=False), nn.GELU(), nn.Flatten(), nn.Linear(3 * 5, 4))
 
 
+def padded() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, (3, 2), padding="same"), nn.Tanh(),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), nn.Tanh(),
+        nn.Conv2d(4, 2, 3, padding=2, stride=2, padding_mode="reflect"), nn.Flatten(), nn.LazyLinear(3),
+    )  # fmt: skip
+
+
+def three_dimensional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(4, 4, 2, stride=(1, 2, 1), groups=4), nn.GELU(), nn.Conv3d(4, 2, 1), nn.Flatten(), nn.LazyLinear(3)
+    )
+
+
+def initialized(model: nn.Module, inputs: Tensor) -> nn.Module:
+    model(inputs)
+    return model
+
+
 def cases() -> dict[str, tuple[nn.Module, Any, Tensor, Any]]:
     torch.manual_seed(0)
     mlp = nn.Sequential(nn.Linear(7, 6), nn.ReLU(inplace=True), nn.LayerNorm(6), nn.Linear(6, 3, bias=False))
     shared = nn.Linear(5, 5)
-    tokens = torch.randint(0, 11, (4, 6))
+    tokens, sequences = torch.randint(0, 11, (4, 6)), torch.randint(4, (4, 9))
+    volumes, images, vectors = torch.randn(3, 4, 3, 5, 4), torch.randn(3, 2, 6, 5), torch.randn(4, 9, 5)
+    triple = torch.randint(3, (3,))
+    lookup = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
     return {
         "mlp": (mlp, torch.randn(9, 7), torch.randint(3, (9,)), per_example_loss),
         "convolution": (convolutional(), torch.randn(5, 2, 8, 8), torch.randint(5, (5,)), per_example_loss),
         "convolution-1d": (one_dimensional(), torch.randn(5, 2, 7), torch.randint(4, (5,)), per_example_loss),
+        "convolution-3d": (initialized(three_dimensional(), volumes), volumes, triple, per_example_loss),
+        "padding": (initialized(padded(), images), images, triple, per_example_loss),
+        "lookup": (lookup, sequences, sequences.flip(1), token_loss),
+        "shared-long": (nn.Sequential(shared, nn.Tanh(), shared), vectors, sequences, token_loss),
         "tied-transformer": (TinyTransformer(), tokens, torch.randint(11, (4, 6)), token_loss),
         "positions": (TinyTransformer(has_positions=True), tokens, torch.randint(11, (4, 6)), token_loss),
         "shared-layer": (nn.Sequential(shared, nn.Tanh(), shared), torch.randn(6, 5), torch.randint(5, (6,)), per_example_loss),
@@ -124,7 +151,10 @@ def test_what_ghost_norms_do_not_know_is_told(name: str, told: str) -> None:
         per_example_gradient_norms(model, loss_fn, inputs, targets)
 
 
-@pytest.mark.parametrize("name", ["mlp", "convolution", "tied-transformer", "shared-layer"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "convolution", "convolution-1d", "convolution-3d", "padding", "lookup", "tied-transformer", "shared-layer"],
+)
 def test_what_they_know_needs_no_second_pass(name: str) -> None:
     model, inputs, targets, loss_fn = cases()[name]
     with warnings.catch_warnings():
@@ -152,6 +182,23 @@ def test_batch_gradient_is_no_longer_than_the_sum_of_the_norms() -> None:
     norms = per_example_gradient_norms(model, loss_fn, inputs, targets)
     gradients = torch.autograd.grad(loss_fn(model(inputs), targets).sum(), list(model.parameters()))
     assert sum(one.square().sum() for one in gradients).sqrt() <= norms.sum()
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolution", "convolution-3d", "padding", "lookup", "shared-long"])
+def test_what_layers_tell_of_examples_adds_up_to_the_batch_gradient(name: str) -> None:
+    model, inputs, targets, loss_fn = cases()[name]
+    total = {parameter: torch.zeros_like(parameter) for parameter in model.parameters()}
+
+    def receive(module: nn.Module, incoming: Tensor, gradient: Tensor) -> None:
+        for own, use in uses(module, incoming, gradient):
+            total[module._parameters[own]] += use.explicit(module._parameters[own].shape).sum(0)
+
+    tap = LayerTap(model, model.parameters(), len(targets), receive)
+    with frozen(model.parameters()):
+        tap.backward(tap.forward(lambda: loss_fn(model(inputs), targets)).sum())
+    gradients = torch.autograd.grad(loss_fn(model(inputs), targets).sum(), list(total))
+    for one, expected in zip(total.values(), gradients, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_long_sequences_take_the_explicit_way(monkeypatch: pytest.MonkeyPatch) -> None:

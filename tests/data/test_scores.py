@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dynascope.data import el2n, grand, l1_error, margin, unclog
+from dynascope.data import el2n, grand, l1_error, margin, over_tokens, unclog
 from dynascope.data.scores import cross_entropy
 
 
@@ -50,6 +50,15 @@ def test_grand_looks_in_evaluation_mode_and_leaves_the_modes() -> None:
     batch = torch.randn(6, 4), torch.randint(3, (6,))
     assert torch.equal(grand(model, cross_entropy, batch), grand(model, cross_entropy, batch))
     assert [module.training for module in model] == [True, True, False, True]
+
+
+def test_scores_of_sequences_are_means_over_the_tokens_that_are_told() -> None:
+    logits = torch.tensor([[[0.0, 0.0], [100.0, 0.0], [9.0, 1.0]], [[0.0, 0.0]] * 3])
+    labels = torch.tensor([[0, 1, -100], [-100, -100, -100]])
+    told = over_tokens(el2n, logits, labels)
+    assert told[0].item() == pytest.approx((math.sqrt(0.5) + math.sqrt(2)) / 2)
+    assert told[1].isnan()  # nothing to go by, which `select` refuses
+    assert cross_entropy(logits, labels)[0].item() == pytest.approx((math.log(2) + 100) / 2)
 
 
 def test_half_precision_logits_are_scored_in_single() -> None:

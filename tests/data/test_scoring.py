@@ -83,3 +83,34 @@ def test_loaders_that_would_misalign_are_refused(model: nn.Module, data: TensorD
         score_examples(model, DataLoader(with_ids(data), batch_size=4, sampler=sampler))
     with pytest.raises(ValueError, match="unknown score"):
         score_examples(model, DataLoader(data), scores=["luck"])
+
+
+def test_sequences_score_the_mean_over_their_tokens() -> None:
+    model, tokens = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7)), torch.randint(7, (5, 6))
+    labels = tokens.roll(-1, 1)
+    labels[:, -1], labels[0, :4] = -100, -100
+    scored = score_examples(model, DataLoader(TensorDataset(tokens, labels), batch_size=2))
+    for example in range(5):
+        told = labels[example] != -100
+        logits = model(tokens[example][told])
+        expected = el2n(logits, labels[example][told]).mean().item()
+        assert scored["el2n"].values[0, 0, example] == pytest.approx(expected, rel=1e-5)
+        gradients = torch.autograd.grad(
+            nn.functional.cross_entropy(logits, labels[example][told]), list(model.parameters())
+        )
+        norm = torch.stack([one.square().sum() for one in gradients]).sum().sqrt().item()
+        assert scored["grand"].values[0, 0, example] == pytest.approx(norm, rel=1e-4)
+
+
+def test_language_models_of_hugging_face_are_scored() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    )
+    tokens = torch.randint(20, (4, 6))
+    places = torch.arange(6)
+    texts = [{"input_ids": text, "position_ids": places, "labels": text.roll(-1)} for text in tokens]
+    scored = score_examples(model, DataLoader(with_ids(texts), batch_size=3, shuffle=True), scores=("el2n", "margin"))
+    logits = model.eval()(tokens).logits.detach()
+    expected = torch.stack([el2n(one, text.roll(-1)).mean() for one, text in zip(logits, tokens, strict=True)])
+    np.testing.assert_allclose(scored["el2n"].values[0, 0], expected, rtol=1e-5)

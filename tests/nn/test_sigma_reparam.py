@@ -85,6 +85,17 @@ def test_gradient_is_orthogonal_to_the_weight_and_shrinks_with_its_scale() -> No
     torch.testing.assert_close(gradients[1], gradients[0] / 4)
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+def test_gradients_are_those_of_dividing_by_the_exact_norm(is_training: bool) -> None:
+    layer, pull = wrapped().train(is_training), torch.randn(6, 4)
+    exact = layer.parametrizations.weight.original.detach().clone().requires_grad_()
+    gamma = torch.ones(1, requires_grad=True)
+    (pull * gamma / torch.linalg.matrix_norm(exact, ord=2) * exact).sum().backward()
+    (pull * layer.weight).sum().backward()
+    torch.testing.assert_close(layer.parametrizations.weight.original.grad, exact.grad)
+    torch.testing.assert_close(layer.parametrizations.weight[0].gamma.grad, gamma.grad)
+
+
 def test_preserve_leaves_the_function_as_it_was() -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 36, 7))
     x = torch.randn(2, 3, 8, 8)
@@ -168,14 +179,14 @@ def test_iterating_each_step_is_once_a_step_and_follows_the_weight() -> None:
     handle.remove()
 
 
-def test_batched_iteration_equals_the_single_one() -> None:
-    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
-    sigma_reparam(model)
+def test_iteration_each_step_equals_that_of_a_forward() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 10))
+    sigma_reparam(model, split_fused={"^2": 2})  # a pair of one shape with the first two
     other = copy.deepcopy(model)
     for one in (model, other):
         with torch.no_grad():
             for layer in one:
-                layer.parametrizations.weight.original.mul_(torch.linspace(1, 3, 25).view(5, 5))
+                layer.parametrizations.weight.original.mul_(torch.linspace(1, 3, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     iterate_each_step(model, optimizer)
     optimizer.step()

@@ -81,17 +81,19 @@ def train(model: nn.Module, data: torch.Tensor, *, each_step: bool) -> None:
         optimizer.step()
 
 
-def process(rank: int, kind: str, folder: str) -> None:
+def process(rank: int, kind: str, folder: str, each_step: bool) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{kind}", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = sigma_reparam(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)))
     alone = copy.deepcopy(model)
     data = torch.randn(8, 6)
-    train(alone, data, each_step=False)
+    train(alone, data, each_step=each_step)
     if kind == "ddp":
         train(
-            nn.parallel.DistributedDataParallel(model, broadcast_buffers=False), data[4 * rank :][:4], each_step=False
+            nn.parallel.DistributedDataParallel(model, broadcast_buffers=False),
+            data[4 * rank :][:4],
+            each_step=each_step,
         )
         state: dict[str, Any] = model.state_dict()
     else:
@@ -99,7 +101,7 @@ def process(rank: int, kind: str, folder: str) -> None:
 
         for layer in (model[0], model[2], model):
             fully_shard(layer)
-        train(model, data[4 * rank :][:4], each_step=False)
+        train(model, data[4 * rank :][:4], each_step=each_step)
         state = {
             name: value.full_tensor() if hasattr(value, "full_tensor") else value
             for name, value in model.state_dict().items()
@@ -112,6 +114,6 @@ def process(rank: int, kind: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_does(kind: str, tmp_path: Path) -> None:
-    mp.spawn(process, args=(kind, str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize(("kind", "each_step"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
+def test_two_processes_train_as_one_does(kind: str, each_step: bool, tmp_path: Path) -> None:
+    mp.spawn(process, args=(kind, str(tmp_path), each_step), nprocs=2)

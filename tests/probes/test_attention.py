@@ -53,7 +53,8 @@ def test_blocked_entropy_equals_dense(dtype: torch.dtype, kv_heads: int, kind: s
         hidden = torch.zeros(3, 1, 1, 13, dtype=torch.bool)
         hidden[0, ..., -4:] = True
         mask = ~hidden if kind == "padding" else torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(dtype).min)
-    expected = attention_entropy_from_weights(dense_weights(query, key, 0.3, hidden))
+    counted = ~hidden[..., 0, :] if mask is not None else None  # padded queries are left out like padded keys
+    expected = attention_entropy_from_weights(dense_weights(query, key, 0.3, hidden), counted)
     seen = attention_entropy(query, key, scale=0.3, is_causal=kind == "causal", mask=mask, block=5)
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
 
@@ -63,6 +64,17 @@ def test_rows_that_see_nothing_are_not_averaged() -> None:
     mask[:, :, :3] = False
     entropy = attention_entropy(torch.zeros(1, 1, 6, 4), torch.zeros(1, 1, 6, 4), mask=mask)
     torch.testing.assert_close(entropy, torch.tensor([math.log(6)]))
+
+
+def test_queries_that_are_padding_are_not_averaged_in_self_attention() -> None:
+    # Positions 2 and 3 are padding: 0 and 1 share their attention evenly, and the other two look at one key.
+    key = torch.eye(4)[None, None] * 100
+    query = torch.stack([torch.zeros(4), torch.zeros(4), key[0, 0, 0], key[0, 0, 0]])[None, None]
+    mask = torch.tensor([True, True, False, False]).view(1, 1, 1, 4)
+    for given in (mask, mask.expand(1, 1, 4, 4), torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))):
+        torch.testing.assert_close(attention_entropy(query, key, mask=given), torch.tensor([math.log(2)]))
+    # Where queries are of another sequence than keys, each counts.
+    torch.testing.assert_close(attention_entropy(query[:, :, :3], key, mask=mask), torch.tensor([2 / 3 * math.log(2)]))
 
 
 def test_normalized_entropy_of_causal_uniform_attention_is_one() -> None:
@@ -77,6 +89,10 @@ def test_bound_is_reached_by_its_extreme_row(norm: float, num_keys: int) -> None
     row[0] = norm * math.sqrt((num_keys - 1) / num_keys)
     entropy = torch.special.entr(row.softmax(0)).sum()
     torch.testing.assert_close(entropy, entropy_lower_bound(norm, num_keys), rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_key_leaves_no_entropy() -> None:
+    assert entropy_lower_bound(3.0, 1).item() == 0
 
 
 def test_no_row_of_that_norm_lies_below_the_bound() -> None:

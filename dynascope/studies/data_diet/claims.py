@@ -5,9 +5,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from dynascope.data import (
-    label_noise_report,
-)
+from dynascope.data import label_noise_report
 from dynascope.studies.data_diet.method import mean_scores
 from dynascope.studies.harness import Claim, Runs
 

@@ -19,15 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from dynascope.data import (
-    ForgettingTracker,
-    PrunedSampler,
-    el2n,
-    error_barrier,
-    grand,
-    instability,
-    select,
-)
+from dynascope.data import ForgettingTracker, PrunedSampler, el2n, error_barrier, grand, instability, select
 from dynascope.data.landscape import State
 from dynascope.data.scores import cross_entropy
 from dynascope.kernels import kernel_velocity, ntk
