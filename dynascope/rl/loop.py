@@ -22,7 +22,7 @@ from dynascope.rl.objective import Metrics, PolicyObjective
 from dynascope.rl.rollout import Rollout, sample, score, unembedding
 from dynascope.rl.scoring import score_by_length
 from dynascope.rl.tasks.rewards import Reward, evaluate_rewards
-from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher
+from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher, check_vocabulary
 
 _SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
 _CHECKED = 8
@@ -134,7 +134,9 @@ def train(
 
     >>> train(model, preset("dapo"), Arithmetic(), AdamW(model.parameters(), 3e-4), generator=generator)
     """
-    _check_vocabulary(model, teacher)
+    for name, other in (("teacher", teacher), ("start model", ref_model)):
+        if other is not None:
+            check_vocabulary(model, other, name)
     if "values" in objective.rollout_needs and critic is None:
         critic = LinearCritic(model.get_output_embeddings().weight.shape[1])  # type: ignore[operator]
     is_taught = False
@@ -317,13 +319,3 @@ def _check_first(model: nn.Module, objective: PolicyObjective, rollout: Rollout,
     with torch.no_grad():
         scored = score(model, rollout.select(rows), objective.loss_needs & _SCORED)
     return check_teacher(objective, batch.select(rows).having(**scored))
-
-
-def _check_vocabulary(model: nn.Module, teacher: nn.Module | Teacher | None) -> None:
-    if teacher is None:
-        return
-    own, other = ((TeacherScorer(one) if isinstance(one, nn.Module) else one).size for one in (model, teacher))
-    if own != other:
-        raise ValueError(
-            f"the teacher has a vocabulary of {other} tokens and the policy one of {own}; they must share it"
-        )

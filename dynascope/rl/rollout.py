@@ -130,7 +130,7 @@ def sample(
     alone; the model's mode is put back. `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to
     whoever needs it.
 
-    Raises ValueError for no samples, no tokens, or a negative temperature.
+    Raises ValueError for no samples, no tokens, a negative temperature, or a model whose logits are NaN.
 
     >>> rollout = sample(model, prompts, num_samples=8, max_new_tokens=32, stop_token=tokenizer.eos_token_id)
     """
@@ -150,6 +150,10 @@ def sample(
     try:
         decoder = open_decoder(model, prompts, prompt_mask, num_samples, max_new_tokens)
         logits = decoder.logits
+        if bool(logits.isnan().any()):
+            raise ValueError(
+                "the model's logits are NaN: go back to weights that are finite, and to a lower learning rate"
+            )
         if keeps_hidden:
             caught[0] = caught[0].repeat_interleave(num_samples, 0)
         history = prompts.repeat_interleave(num_samples, 0)

@@ -208,15 +208,20 @@ def exact_teacher_kl(
     return told
 
 
-def check_vocabulary(model: nn.Module, teacher: Teacher) -> None:
-    """Raises ValueError where a teacher knows another number of tokens than the policy.
+def check_vocabulary(model: nn.Module, other: object, name: str = "teacher") -> None:
+    """Raises ValueError where a teacher or start model knows another number of tokens than the policy, or is none.
 
     >>> check_vocabulary(model, TeacherScorer(teacher, vocabulary=len(tokenizer)))
     """
-    own = TeacherScorer(model).size
-    if own != teacher.size:
+    known = TeacherScorer(other) if isinstance(other, nn.Module) else other
+    if not isinstance(known, Teacher):
         raise ValueError(
-            f"the teacher has a vocabulary of {teacher.size} tokens and the policy one of {own}; they must share it"
+            f"a {name} is a model, or knows log-probabilities as a Teacher does, not {type(other).__name__}"
+        )
+    own = TeacherScorer(model).size
+    if own != known.size:
+        raise ValueError(
+            f"the {name} has a vocabulary of {known.size} tokens and the policy one of {own}; they must share it"
         )
 
 

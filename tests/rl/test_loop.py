@@ -100,11 +100,13 @@ def test_a_teacher_and_a_start_model_are_asked_only_when_needed(tiny_llama: Any)
     assert run(tiny_llama, dapo)[0].batch.hidden is None
 
 
-def test_a_teacher_with_another_vocabulary_is_refused(tiny_llama: Any) -> None:
+def test_a_teacher_and_a_start_model_with_another_vocabulary_are_refused(tiny_llama: Any) -> None:
     other = copy.deepcopy(tiny_llama)
     other.resize_token_embeddings(20)
-    with pytest.raises(ValueError, match="a vocabulary of 20 tokens"):
+    with pytest.raises(ValueError, match="the teacher has a vocabulary of 20 tokens"):
         run(tiny_llama, dapo, teacher=other)
+    with pytest.raises(ValueError, match="the start model has a vocabulary of 20 tokens"):
+        run(tiny_llama, dapo, ref_model=other)
 
 
 def test_hidden_states_reach_a_post_processor_that_asks(tiny_llama: Any) -> None:

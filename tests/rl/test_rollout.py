@@ -169,3 +169,9 @@ def test_hidden_states_kept_while_sampling_are_those_of_a_pass_afterwards(
     again = score(tiny_llama, rollout, {"hidden"})["hidden"]
     torch.testing.assert_close(rollout.hidden[rollout.mask], again[rollout.mask], atol=1e-5, rtol=1e-4)
     assert torch.equal(rollout.tokens, drawn(tiny_llama, texts).tokens)
+
+
+def test_a_model_that_has_diverged_is_told(tiny_llama: Any) -> None:
+    torch.nn.init.constant_(tiny_llama.lm_head.weight, torch.nan)
+    with pytest.raises(ValueError, match="logits are NaN"):
+        sample(tiny_llama, torch.ones(2, 3).long(), num_samples=2, max_new_tokens=4, stop_token=STOP)

@@ -18,6 +18,7 @@ from dynascope.rl.tasks.arithmetic import STOP, Arithmetic, encode
 from dynascope.rl.teachers import (
     TeacherScorer,
     check_teacher,
+    check_vocabulary,
     exact_teacher_kl,
     floored,
     gradient_cosine,
@@ -236,3 +237,8 @@ def test_the_check_waits_for_a_token_that_is_kept() -> None:
     assert check_teacher(kdrl_masking_response, wrong.having(teacher_log_probs=one)) is True
     with pytest.raises(ValueError, match="needs teacher_log_probs"):
         check_teacher(kdrl, wrong.having(teacher_log_probs=None))
+
+
+def test_what_is_no_teacher_is_told(tiny_llama: Any) -> None:
+    with pytest.raises(ValueError, match="a teacher is a model, or knows log-probabilities as a Teacher does, not str"):
+        check_vocabulary(tiny_llama, "gpt2")
