@@ -166,8 +166,9 @@ class _Kernel:
         if self.method == "vp":
             return {_ALL: self._by_products(x1, x1 if x2 is None else x2)}
         is_symmetric = x2 is None
-        rows, size = _count(x1), chunk or self._chunk(x1)
+        rows = _count(x1)
         columns = rows if is_symmetric else _count(x2)
+        size = chunk or self._chunk(x1, max(rows, columns))
         sides = _Kept(lambda at: self._side(_part(x1, at, size)), MAX_NUMBERS)
         others = sides if is_symmetric else _Kept(lambda at: self._side(_part(x2, at, size)), MAX_NUMBERS)
         kernels: dict[str, Tensor] = {}
@@ -188,13 +189,12 @@ class _Kernel:
 
     def own(self, x: Any) -> Float[Tensor, " n"]:
         """Each example with itself, summed over outputs."""
-        size = self._chunk(x)
+        size = self._chunk(x, _count(x))
         sides = (self._side(_part(x, at, size)) for at in range(0, _count(x), size))
         return torch.cat([torch.stack([_own_square(of_one) for of_one in side.values()]).sum(0) for side in sides])
 
-    def _chunk(self, x: Any) -> int:
-        """As many examples as keep a side and a block within bounds, found from what a single one needs."""
-        count = _count(x)
+    def _chunk(self, x: Any, count: int) -> int:
+        """As many of `count` examples as keep a side and a block within bounds, found from what a single one needs."""
         one = self._side(_part(x, 0, 1))
         numbers = sum(_numbers(use) for use in one.values())
         by_block = math.isqrt(MAX_NUMBERS // self._num_outputs**2)
