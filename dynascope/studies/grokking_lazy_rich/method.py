@@ -102,10 +102,14 @@ def committee(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     target, cross = y[:, None].double(), kernel(model.weight.detach(), fresh[0])
     plateau = kernel_regression(first, target, cross, ridge=1e-9)
     linear = KernelTraining(first, target, rate=2 * lr / len(x), is_discrete=True, ridge=1e-9)
+    looks = log_steps(config.num_steps, per_decade=25)
+    misses = linear.elsewhere(cross, looks)[..., 0] - fresh[1]
+    linearized = dict(zip(looks, misses.square().mean(1), strict=True))
+    # A kernel of all examples costs as much as many steps; the losses tell when things happen.
+    kernel_looks = frozenset(log_steps(config.num_steps, per_decade=5))
     record.add(0, {"lazy/plateau": (plateau[:, 0] - fresh[1]).square().mean()})
 
     def look(step: int, residual: Tensor) -> None:
-        now = kernel(model.weight)
         parts = committee_test_loss(summary_statistics(model.weight.double()).since(start), beta.double(), **dials)
         record.add(
             step,
@@ -115,13 +119,18 @@ def committee(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
                 "test/scale": parts.scale,
                 "test/misalignment": parts.misalignment,
                 "test/linear": parts.linear,
-                "test/linearized": (linear.elsewhere(cross, step)[:, 0] - fresh[1]).square().mean(),
-                "kernel/alignment": kernel_alignment(now, target),
-                "kernel/distance": kernel_distance(now, first),
+                "test/linearized": linearized[step],
             },
         )
+        if step in kernel_looks:
+            now = kernel(model.weight)
+            moved = {
+                "kernel/alignment": kernel_alignment(now, target),
+                "kernel/distance": kernel_distance(now, first),
+            }
+            record.add(step, moved)
 
-    model.descend(x, y, config.num_steps, looks=log_steps(config.num_steps, per_decade=25), look=look)
+    model.descend(x, y, config.num_steps, looks=looks, look=look)
 
 
 def mean_field(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
