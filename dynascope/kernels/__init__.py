@@ -23,6 +23,7 @@ from dynascope.kernels.predict import (
     ntk_solve,
     predict_cross_entropy,
     predict_ensemble,
+    predict_ode,
 )
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "ntk_vp",
     "predict_cross_entropy",
     "predict_ensemble",
+    "predict_ode",
     "top_eigenvalue",
 ]

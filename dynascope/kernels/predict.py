@@ -5,13 +5,14 @@ c = lr · scale. `scale` is 1/n for a mean over examples, 1 for a sum, 2/n for `
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -193,6 +194,37 @@ class GPEnsemble:
         return drawn
 
 
+def predict_ode(
+    kernel: Float[Tensor, "n n"],
+    loss: Callable[[Float[Tensor, "n outputs"]], Float[Tensor, ""]],
+    start: Float[Tensor, "n outputs"],
+    times: Sequence[float],
+    *,
+    rate: float = 1.0,
+    rtol: float = 1e-6,
+) -> Float[Tensor, "times n outputs"]:
+    """Outputs on the training set under any loss of them, for which there is no closed form: df/dt = −c Θ ∂loss/∂f solved.
+
+    `loss` is given the outputs in double precision, on the CPU; `times` ascend from 0 on. Raises RuntimeError when the
+    solver gives up. Source: 1806.07572, section 4.
+
+    >>> predict_ode(torch.eye(2), lambda f: F.huber_loss(f, y, reduction="sum"), torch.zeros(2, 1), [0.0, 10.0])
+    """
+    from scipy.integrate import solve_ivp
+
+    matrix, first = kernel.double().cpu().numpy(), start.double().cpu().numpy()
+
+    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
+        outputs = torch.tensor(flat.reshape(first.shape), requires_grad=True)
+        (slope,) = torch.autograd.grad(loss(outputs), [outputs])
+        return np.ravel(-rate * matrix @ slope.numpy())
+
+    solved = solve_ivp(velocity, (0.0, max(times)), first.ravel(), t_eval=list(times), rtol=rtol, atol=1e-9)
+    if not solved.success:
+        raise RuntimeError(f"the flow could not be solved: {solved.message}")
+    return torch.from_numpy(solved.y.T.reshape(len(times), *first.shape)).to(start)
+
+
 def predict_cross_entropy(
     kernel: Float[Tensor, "n n"],
     labels: Float[Tensor, "n classes"],
@@ -202,28 +234,15 @@ def predict_cross_entropy(
     rate: float = 1.0,
     rtol: float = 1e-6,
 ) -> Float[Tensor, "times n classes"]:
-    """Logits on the training set under cross-entropy, where there is no closed form: df/dt = −c Θ (softmax f − y) solved.
+    """Logits on the training set under cross-entropy with `labels` as shares: df/dt = −c Θ (softmax f − y) solved.
 
-    `times` ascend from 0 on. Raises RuntimeError when the solver gives up.
+    Start (default: zeros), times and errors as in `predict_ode`.
 
     >>> predict_cross_entropy(torch.eye(2), torch.eye(2), [0.0, 10.0])
     """
-    from scipy.integrate import solve_ivp
-
-    shape = labels.shape
-    matrix, targets = kernel.double().cpu().numpy(), labels.double().cpu().numpy()
-
-    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
-        logits = flat.reshape(shape)
-        chances = np.exp(logits - logits.max(1, keepdims=True))
-        chances /= chances.sum(1, keepdims=True)
-        return np.ravel(-rate * matrix @ (chances - targets))
-
-    first = np.zeros(shape) if start is None else start.double().cpu().numpy()
-    solved = solve_ivp(velocity, (0.0, max(times)), first.ravel(), t_eval=list(times), rtol=rtol, atol=1e-9)
-    if not solved.success:
-        raise RuntimeError(f"the flow could not be solved: {solved.message}")
-    return torch.from_numpy(solved.y.T.reshape(len(times), *shape)).to(labels)
+    targets, first = labels.double().cpu(), torch.zeros_like(labels) if start is None else start
+    loss = lambda logits: F.cross_entropy(logits, targets, reduction="sum")  # noqa: E731
+    return predict_ode(kernel, loss, first, times, rate=rate, rtol=rtol)
 
 
 def max_learning_rate(kernel: Float[Tensor, "n n"], scale: float) -> float:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynascope.kernels import (
@@ -16,6 +17,7 @@ from dynascope.kernels import (
     ntk_solve,
     predict_cross_entropy,
     predict_ensemble,
+    predict_ode,
 )
 
 
@@ -140,6 +142,22 @@ def test_cross_entropy_flow_against_small_steps() -> None:
     found = predict_cross_entropy(kernel, labels, [0.0, 2.0])
     assert torch.equal(found[0], torch.zeros(5, 3, dtype=torch.float64))
     torch.testing.assert_close(found[1], logits, rtol=1e-3, atol=1e-3)
+
+
+def test_any_loss_flows_as_small_steps_and_squares_as_their_closed_form() -> None:
+    torch.manual_seed(0)
+    factor, y = torch.randn(5, 5, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    kernel, start = factor @ factor.T / 5, torch.randn(5, 2, dtype=torch.float64)
+    times = [0.0, 0.5, 3.0]
+    found = predict_ode(kernel, lambda f: 0.5 * (f - y).square().sum(), start, times, rate=0.7, rtol=1e-9)
+    expected = KernelTraining(kernel, y, start, rate=0.7).at(times)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+    outputs = start
+    for _ in range(2000):
+        outputs = outputs - 1e-3 * kernel @ (outputs - y).clamp(-1, 1)
+    huber = predict_ode(kernel, lambda f: F.huber_loss(f, y, reduction="sum"), start, [2.0])
+    torch.testing.assert_close(huber[0], outputs, rtol=1e-3, atol=2e-3)
 
 
 def test_conjugate_gradients_solve_without_the_kernel(task: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]) -> None:
