@@ -31,15 +31,16 @@ def a_task() -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
     return model, x, y, other, kernel
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_steps_of_the_linearized_model_are_predicted_exactly(
-    task: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor],
+    task: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor], momentum: float
 ) -> None:
     model, x, y, other, kernel = task
     tangent = linearize(model)
     lr = 0.5 * max_learning_rate(kernel[:6, :6], scale=1 / 6)
-    optimizer = torch.optim.SGD(tangent.parameters(), lr=lr)
+    optimizer = torch.optim.SGD(tangent.parameters(), lr=lr, momentum=momentum)
     start, start_elsewhere = model(x).detach(), model(other).detach()
-    training = KernelTraining(kernel[:6, :6], y, start, rate=lr / 6, is_discrete=True)
+    training = KernelTraining(kernel[:6, :6], y, start, rate=lr / 6, is_discrete=True, momentum=momentum)
     for step in range(1, 41):
         optimizer.zero_grad()
         (0.5 * (tangent(x) - y).square().mean()).backward()
@@ -105,6 +106,21 @@ def test_the_largest_stable_rate_is_sharp(task: tuple[nn.Module, Tensor, Tensor,
         KernelTraining(train, y, rate=1.01 * largest, is_discrete=True)
     with pytest.raises(ValueError, match="must be above 0"):
         KernelTraining(train, y, rate=0.0)
+
+
+def test_momentum_ends_where_descent_does_and_allows_larger_steps() -> None:
+    kernel, y = torch.diag(torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)), torch.ones(3, 1, dtype=torch.float64)
+    assert max_learning_rate(kernel, scale=1.0, momentum=0.9) == pytest.approx(1.9)
+    training = KernelTraining(kernel, y, rate=1.89, is_discrete=True, momentum=0.9)
+    ends = training.at([0, 20_000, math.inf])[..., 0]
+    torch.testing.assert_close(ends, torch.tensor([[0.0, 0, 0], [0, 1, 1], [0, 1, 1]], dtype=torch.float64))
+    with pytest.raises(ValueError, match="whole numbers of steps"):
+        training.at(0.5)
+    with pytest.raises(ValueError, match=r"stable below 1.9 \(3.8 over"):
+        KernelTraining(kernel, y, rate=1.91, is_discrete=True, momentum=0.9)
+    for momentum, is_discrete in ((1.0, True), (-0.1, True), (0.9, False)):
+        with pytest.raises(ValueError, match="must lie between 0 and 1, and above 0 only with is_discrete"):
+            KernelTraining(kernel, y, is_discrete=is_discrete, momentum=momentum, rate=0.1)
 
 
 def test_duplicated_inputs_are_inverted_where_they_can_be() -> None:
