@@ -9,7 +9,7 @@ from dynascope.kernels.alignment import (
     label_power,
 )
 from dynascope.kernels.distributed import ntk_rows
-from dynascope.kernels.empirical import ntk, ntk_trace, ntk_vp
+from dynascope.kernels.empirical import examples_at_once, ntk, ntk_trace, ntk_vp
 from dynascope.kernels.lanczos import top_eigenvalue
 from dynascope.kernels.limits import limit_kernels
 from dynascope.kernels.linearize import LinearizedTwin, linearize
@@ -32,6 +32,7 @@ __all__ = [
     "LinearizedTwin",
     "centered",
     "effective_rank",
+    "examples_at_once",
     "kernel_alignment",
     "kernel_distance",
     "kernel_regression",

@@ -77,6 +77,20 @@ def ntk(
     return kernels if per_layer else kernels[_ALL]
 
 
+def examples_at_once(model: nn.Module, x: Any, *, readout: Readout | None = None) -> int:
+    """How many of these examples `ntk` takes at once by default: its `chunk` where it is called again and again.
+
+    Finding it costs a pass over one example, which for few examples is half of the work. Raises as `ntk`.
+
+    >>> examples_at_once(nn.Linear(3, 2), torch.eye(3))
+    3
+    """
+    refuse_mixing(model)
+    _refuse_dropout(model)
+    kernel = _Kernel(model, dict(_trained(model)), readout or (lambda outputs: outputs), "trace", "auto", None)
+    return kernel._chunk(x, _count(x))
+
+
 def ntk_vp(
     model: nn.Module,
     x1: Any,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynascope.kernels import ntk, ntk_trace, ntk_vp
+from dynascope.kernels import examples_at_once, ntk, ntk_trace, ntk_vp
 from dynascope.nn import NTKConv2d, NTKLinear
 
 
@@ -260,3 +260,8 @@ def test_one_example_against_many_takes_no_pass_for_each() -> None:
     kernel = ntk(model, one, many, output="trace")
     torch.testing.assert_close(kernel, one @ many.T + 1)
     assert sorted(passes) == [1, 1, 32, 33]
+    passes.clear()
+    torch.testing.assert_close(ntk(model, many, output="trace", chunk=examples_at_once(model, many)), many @ many.T + 1)
+    assert passes == [1, 33, 32]
+    with pytest.raises(ValueError, match="dropout"):
+        examples_at_once(nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)), many)
