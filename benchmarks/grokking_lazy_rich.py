@@ -1,11 +1,12 @@
-"""The committee's closed forms against autograd's: `python benchmarks/grokking_lazy_rich.py`.
+"""The committee's closed forms against autograd's, and a sweep at once against a loop: `python benchmarks/grokking_lazy_rich.py`.
 
 40 dimensions, 200 neurons, 200 examples, as in the study. The recipe takes a step by autograd, and the tangent kernel from the
-Jacobian of every example; both are compared first.
+Jacobian of every example; both are compared first. The sweep is of two α, two ε and `--seeds` seeds.
 """
 
 import argparse
 import copy
+import itertools
 
 import torch
 from interleaved import medians, tell
@@ -15,7 +16,7 @@ from torch.func import functional_call, jacrev
 from dynascope.data.teachers import quadratic_teacher
 from dynascope.kernels import ntk
 from dynascope.nn import QuadraticCommittee
-from dynascope.theory.committee import committee_ntk, summary_statistics
+from dynascope.theory.committee import committee_ntk, committee_sweep, summary_statistics
 
 DIM, NEURONS, EXAMPLES, STEPS = 40, 200, 200, 50
 DIALS = {"alpha": 1.0, "eps": 0.25}
@@ -31,9 +32,7 @@ def by_autograd(model: QuadraticCommittee, x: Tensor, y: Tensor) -> Tensor:
 
 
 def in_closed_form(model: QuadraticCommittee, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        for _ in range(STEPS):
-            model.descend(x, model(x) - y, model.lr)
+    model.descend(x, y, STEPS)
     return model.weight.detach()
 
 
@@ -47,10 +46,16 @@ def from_statistics(model: QuadraticCommittee, x: Tensor) -> Tensor:
     return committee_ntk(summary_statistics(model.weight.detach()), x, x, **DIALS, num_neurons=NEURONS)
 
 
+def sweep(arms: list[tuple[float, float, int]]) -> Tensor:
+    sizes = {"dim": DIM, "num_neurons": NEURONS, "num_examples": EXAMPLES}
+    return committee_sweep(arms, **sizes, num_steps=STEPS, looks=[0, STEPS]).test.total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
@@ -73,6 +78,15 @@ def main() -> None:
         "from the Jacobian": lambda: by_jacobian(start, x),
     }
     tell(medians(ways, options.turns), "from two statistics")
+    arms = list(itertools.product((0.25, 1.0), (0.05, 0.25), range(options.seeds)))
+    gap = sweep(arms) - torch.cat([sweep([arm]) for arm in arms], dim=1)
+    print(f"\n{len(arms)} committees, {STEPS} steps; largest difference of test losses {float(gap.abs().max()):.1e}")
+    sweeps = {
+        "at once": lambda: sweep(arms),
+        "one by one": lambda: [sweep([arm]) for arm in arms],
+        "one alone": lambda: sweep(arms[:1]),
+    }
+    tell(medians(sweeps, options.turns), "at once")
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ def main() -> None:
             "two products, networks side by side": lambda model=model, ours=ours: [
                 our_step(model, ours, sampler, generator) for _ in range(options.steps)
             ],
+            "of which its prompts": lambda: [sampler.sample(BATCH, generator) for _ in range(options.steps)],
             "four projections, one by one": lambda layers=layers, theirs=theirs: [
                 recipe_step(layer, optimizer, generator)
                 for layer, optimizer in zip(layers, theirs, strict=True)

@@ -9,7 +9,7 @@ from dynascope.kernels.alignment import (
     label_power,
 )
 from dynascope.kernels.distributed import ntk_rows
-from dynascope.kernels.empirical import ntk, ntk_trace, ntk_vp
+from dynascope.kernels.empirical import examples_at_once, ntk, ntk_trace, ntk_vp
 from dynascope.kernels.lanczos import top_eigenvalue
 from dynascope.kernels.limits import limit_kernels
 from dynascope.kernels.linearize import LinearizedTwin, linearize
@@ -23,6 +23,7 @@ from dynascope.kernels.predict import (
     ntk_solve,
     predict_cross_entropy,
     predict_ensemble,
+    predict_ode,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LinearizedTwin",
     "centered",
     "effective_rank",
+    "examples_at_once",
     "kernel_alignment",
     "kernel_distance",
     "kernel_regression",
@@ -48,5 +50,6 @@ __all__ = [
     "ntk_vp",
     "predict_cross_entropy",
     "predict_ensemble",
+    "predict_ode",
     "top_eigenvalue",
 ]

@@ -77,6 +77,20 @@ def ntk(
     return kernels if per_layer else kernels[_ALL]
 
 
+def examples_at_once(model: nn.Module, x: Any, *, readout: Readout | None = None) -> int:
+    """How many of these examples `ntk` takes at once by default: its `chunk` where it is called again and again.
+
+    Finding it costs a pass over one example, which for few examples is half of the work. Raises as `ntk`.
+
+    >>> examples_at_once(nn.Linear(3, 2), torch.eye(3))
+    3
+    """
+    refuse_mixing(model)
+    _refuse_dropout(model)
+    kernel = _Kernel(model, dict(_trained(model)), readout or (lambda outputs: outputs), "trace", "auto", None)
+    return kernel._chunk(x, _count(x))
+
+
 def ntk_vp(
     model: nn.Module,
     x1: Any,
@@ -166,8 +180,9 @@ class _Kernel:
         if self.method == "vp":
             return {_ALL: self._by_products(x1, x1 if x2 is None else x2)}
         is_symmetric = x2 is None
-        rows, size = _count(x1), chunk or self._chunk(x1)
+        rows = _count(x1)
         columns = rows if is_symmetric else _count(x2)
+        size = chunk or self._chunk(x1, max(rows, columns))
         sides = _Kept(lambda at: self._side(_part(x1, at, size)), MAX_NUMBERS)
         others = sides if is_symmetric else _Kept(lambda at: self._side(_part(x2, at, size)), MAX_NUMBERS)
         kernels: dict[str, Tensor] = {}
@@ -188,13 +203,12 @@ class _Kernel:
 
     def own(self, x: Any) -> Float[Tensor, " n"]:
         """Each example with itself, summed over outputs."""
-        size = self._chunk(x)
+        size = self._chunk(x, _count(x))
         sides = (self._side(_part(x, at, size)) for at in range(0, _count(x), size))
         return torch.cat([torch.stack([_own_square(of_one) for of_one in side.values()]).sum(0) for side in sides])
 
-    def _chunk(self, x: Any) -> int:
-        """As many examples as keep a side and a block within bounds, found from what a single one needs."""
-        count = _count(x)
+    def _chunk(self, x: Any, count: int) -> int:
+        """As many of `count` examples as keep a side and a block within bounds, found from what a single one needs."""
         one = self._side(_part(x, 0, 1))
         numbers = sum(_numbers(use) for use in one.values())
         by_block = math.isqrt(MAX_NUMBERS // self._num_outputs**2)

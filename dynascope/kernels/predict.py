@@ -5,13 +5,14 @@ c = lr · scale. `scale` is 1/n for a mean over examples, 1 for a sum, 2/n for `
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,8 +34,10 @@ class KernelTraining:
         rate: c = lr · scale: what multiplies Θ in a step, or in a unit of time.
         is_discrete: Gradient descent in steps, (I − cΘ)ᵗ, instead of its flow, exp(−cΘt).
         ridge: Added to the kernel's diagonal, as a share of its mean.
+        momentum: Of steps as `torch.optim.SGD` takes them; their number is then whole.
 
-    Raises ValueError when shapes do not fit, or the rate is beyond the largest stable one.
+    Raises ValueError when shapes do not fit, when the rate is beyond the largest stable one, and for momentum that is not
+    below 1, or of a flow.
 
     >>> training = KernelTraining(torch.eye(2), torch.ones(2, 1), rate=1.0)
     >>> training.at(math.inf)
@@ -47,16 +50,19 @@ class KernelTraining:
     rate: float = 1.0
     is_discrete: bool = False
     ridge: float = 0.0
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rate <= 0:
             raise ValueError(f"rate={self.rate} must be above 0")
-        largest = float(self._eigen[0][-1])
-        if self.is_discrete and self.rate * largest >= 2:
-            told = (
-                f"rate={self.rate:g} diverges: steps are stable below {2 / largest:g} (2 over the largest eigenvalue)"
+        if not 0 <= self.momentum < 1 or (self.momentum and not self.is_discrete):
+            raise ValueError(
+                f"momentum={self.momentum} must lie between 0 and 1, and above 0 only with is_discrete=True"
             )
-            raise ValueError(told)
+        largest, most = float(self._eigen[0][-1]), 2 * (1 + self.momentum)
+        if self.is_discrete and self.rate * largest >= most:
+            told = f"rate={self.rate:g} diverges: steps are stable below {most / largest:g} "
+            raise ValueError(told + f"({most:g} over the largest eigenvalue)")
 
     def at(self, times: Times) -> Float[Tensor, "*times n outputs"]:
         """The outputs on the training set after that many steps (or that much time); inf is the end of training."""
@@ -104,7 +110,8 @@ class KernelTraining:
         return self.eigenvectors @ along
 
     def _decay(self, times: Times) -> Tensor:
-        return decay(self.eigenvalues, times, self.rate, is_discrete=self.is_discrete)[..., None]
+        left = decay(self.eigenvalues, times, self.rate, is_discrete=self.is_discrete, momentum=self.momentum)
+        return left[..., None]
 
     def _gain(self, times: Times) -> Tensor:
         """−(1 − decay) / eigenvalue, whose limit at an eigenvalue of 0 is that of no movement at infinite time."""
@@ -120,11 +127,11 @@ def _floor(values: Tensor) -> Tensor:
 
 
 def decay(
-    eigenvalues: Float[Tensor, " n"], times: Times, rate: float, *, is_discrete: bool = False
+    eigenvalues: Float[Tensor, " n"], times: Times, rate: float, *, is_discrete: bool = False, momentum: float = 0.0
 ) -> Float[Tensor, "*times n"]:
     """What is left of the error along each eigenvector: exp(−cλt), or (1 − cλ)ᵗ in discrete steps.
 
-    Directions whose eigenvalue is zero to rounding are never learnt.
+    Directions whose eigenvalue is zero to rounding are never learnt. Raises ValueError for parts of steps with momentum.
 
     >>> decay(torch.tensor([0.0, 1.0]), math.inf, 1.0)
     tensor([1., 0.])
@@ -132,6 +139,8 @@ def decay(
     time = torch.as_tensor(times, dtype=eigenvalues.dtype, device=eigenvalues.device)[..., None]
     is_live = eigenvalues > _floor(eigenvalues)
     speed = rate * torch.where(is_live, eigenvalues, 0.0)
+    if momentum:
+        return _with_momentum(speed, time[..., 0], momentum)
     if is_discrete:
         left = (1 - speed).abs() ** time
         is_odd = (1 - speed < 0) & torch.isfinite(time) & (time % 2 == 1)
@@ -139,6 +148,19 @@ def decay(
     else:
         left = torch.exp(-torch.where(torch.isfinite(time), speed * time, torch.where(speed > 0, math.inf, 0.0)))
     return torch.where(is_live, left, 1.0)
+
+
+def _with_momentum(speed: Tensor, steps: Tensor, momentum: float) -> Tensor:
+    """The errors of this step and the one before are turned by one matrix a step: e' = e − cλ e + β (e − e_before)."""
+    if bool((steps != steps.round()).any()):
+        raise ValueError("with momentum, times are whole numbers of steps")
+    rows = [torch.stack([1 + momentum - speed, torch.full_like(speed, -momentum)], -1), torch.eye(2)[:1].to(speed)]
+    turn = torch.stack([rows[0], rows[1].expand_as(rows[0])], -2)
+    left = [
+        (speed == 0).to(speed) if math.isinf(step) else torch.linalg.matrix_power(turn, int(step))[:, 0].sum(-1)
+        for step in steps.flatten().tolist()
+    ]
+    return torch.stack(left).view(*steps.shape, -1)
 
 
 def predict_ensemble(
@@ -193,6 +215,37 @@ class GPEnsemble:
         return drawn
 
 
+def predict_ode(
+    kernel: Float[Tensor, "n n"],
+    loss: Callable[[Float[Tensor, "n outputs"]], Float[Tensor, ""]],
+    start: Float[Tensor, "n outputs"],
+    times: Sequence[float],
+    *,
+    rate: float = 1.0,
+    rtol: float = 1e-6,
+) -> Float[Tensor, "times n outputs"]:
+    """Outputs on the training set under any loss of them, for which there is no closed form: df/dt = −c Θ ∂loss/∂f solved.
+
+    `loss` is given the outputs in double precision, on the CPU; `times` ascend from 0 on. Raises RuntimeError when the
+    solver gives up. Source: 1806.07572, section 4.
+
+    >>> predict_ode(torch.eye(2), lambda f: F.huber_loss(f, y, reduction="sum"), torch.zeros(2, 1), [0.0, 10.0])
+    """
+    from scipy.integrate import solve_ivp
+
+    matrix, first = kernel.double().cpu().numpy(), start.double().cpu().numpy()
+
+    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
+        outputs = torch.tensor(flat.reshape(first.shape), requires_grad=True)
+        (slope,) = torch.autograd.grad(loss(outputs), [outputs])
+        return np.ravel(-rate * matrix @ slope.numpy())
+
+    solved = solve_ivp(velocity, (0.0, max(times)), first.ravel(), t_eval=list(times), rtol=rtol, atol=1e-9)
+    if not solved.success:
+        raise RuntimeError(f"the flow could not be solved: {solved.message}")
+    return torch.from_numpy(solved.y.T.reshape(len(times), *first.shape)).to(start)
+
+
 def predict_cross_entropy(
     kernel: Float[Tensor, "n n"],
     labels: Float[Tensor, "n classes"],
@@ -202,37 +255,26 @@ def predict_cross_entropy(
     rate: float = 1.0,
     rtol: float = 1e-6,
 ) -> Float[Tensor, "times n classes"]:
-    """Logits on the training set under cross-entropy, where there is no closed form: df/dt = −c Θ (softmax f − y) solved.
+    """Logits on the training set under cross-entropy with `labels` as shares: df/dt = −c Θ (softmax f − y) solved.
 
-    `times` ascend from 0 on. Raises RuntimeError when the solver gives up.
+    Start (default: zeros), times and errors as in `predict_ode`.
 
     >>> predict_cross_entropy(torch.eye(2), torch.eye(2), [0.0, 10.0])
     """
-    from scipy.integrate import solve_ivp
-
-    shape = labels.shape
-    matrix, targets = kernel.double().cpu().numpy(), labels.double().cpu().numpy()
-
-    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
-        logits = flat.reshape(shape)
-        chances = np.exp(logits - logits.max(1, keepdims=True))
-        chances /= chances.sum(1, keepdims=True)
-        return np.ravel(-rate * matrix @ (chances - targets))
-
-    first = np.zeros(shape) if start is None else start.double().cpu().numpy()
-    solved = solve_ivp(velocity, (0.0, max(times)), first.ravel(), t_eval=list(times), rtol=rtol, atol=1e-9)
-    if not solved.success:
-        raise RuntimeError(f"the flow could not be solved: {solved.message}")
-    return torch.from_numpy(solved.y.T.reshape(len(times), *shape)).to(labels)
+    targets, first = labels.double().cpu(), torch.zeros_like(labels) if start is None else start
+    loss = lambda logits: F.cross_entropy(logits, targets, reduction="sum")  # noqa: E731
+    return predict_ode(kernel, loss, first, times, rate=rate, rtol=rtol)
 
 
-def max_learning_rate(kernel: Float[Tensor, "n n"], scale: float) -> float:
+def max_learning_rate(kernel: Float[Tensor, "n n"], scale: float, momentum: float = 0.0) -> float:
     """The largest stable learning rate of full-batch gradient descent on (scale / 2) Σ (f − y)²: 2 / (scale · λ_max).
+
+    With momentum β it is (1 + β) times that.
 
     >>> max_learning_rate(torch.eye(2), scale=0.5)
     4.0
     """
-    return 2 / (scale * float(torch.linalg.eigvalsh(kernel)[-1]))
+    return 2 * (1 + momentum) / (scale * float(torch.linalg.eigvalsh(kernel)[-1]))
 
 
 def mode_times(

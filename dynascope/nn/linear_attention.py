@@ -73,12 +73,15 @@ def causal_linear_attention(
     >>> causal_linear_attention(torch.ones(1, 3, 1), torch.ones(1, 3, 1), torch.ones(1, 3, 1))[0, :, 0]
     tensor([1., 2., 3.])
     """
-    state = value.new_zeros(value.shape[0], value.shape[2], key.shape[2])
-    parts = []
+    parts, before = [], None
     for q, k, v in zip(query.split(block, 1), key.split(block, 1), value.split(block, 1), strict=True):
-        seen = torch.tril(q @ k.mH)
-        parts.append(q @ state.mT + seen @ v)
-        state = state + v.mT @ k.conj()
+        part = torch.tril(q @ k.mH) @ v
+        if before is not None:
+            part = part + q @ before.mT
+        parts.append(part)
+        if len(parts) * block < query.shape[1]:
+            outer = v.mT @ k.conj()
+            before = outer if before is None else before + outer
     return torch.cat(parts, dim=1)
 
 

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dynascope.kernels import KernelTraining, effective_rank, kernel_alignment, kernel_distance, kernel_velocity, ntk
+from dynascope.kernels import (
+    KernelTraining,
+    effective_rank,
+    examples_at_once,
+    kernel_alignment,
+    kernel_distance,
+    kernel_velocity,
+    ntk,
+)
 from dynascope.kernels.layerwise import called
 from dynascope.probes.probe import Need, Probe
 from dynascope.probes.views import ModelView
@@ -101,10 +109,14 @@ class TangentKernel(_OnFixedExamples):
         super().__init__(*args, **settings)
         self._first: Tensor | None = None
         self._before: Tensor | None = None
+        self._at_once: int | None = None
 
     def measure(self, view: ModelView) -> Mapping[str, Tensor]:
         """One kernel, and what it says."""
-        kernel = ntk(view.model, self.examples(view), output="trace", readout=self.readout)
+        examples = self.examples(view)
+        if self._at_once is None:
+            self._at_once = examples_at_once(view.model, examples, readout=self.readout)
+        kernel = ntk(view.model, examples, output="trace", readout=self.readout, chunk=self._at_once)
         self._first = kernel if self._first is None else self._first
         values, vectors = torch.linalg.eigh(kernel.double())
         values, vectors = values.flip(0), vectors.flip(1)

@@ -47,7 +47,7 @@ class Column:
                 value = value if shape else value[()]
             else:
                 shape = ()
-            if np.prod(shape, dtype=float) * 8 > MAX_BYTES:
+            if math.prod(shape) * 8 > MAX_BYTES:
                 raise RecordError(f"a value of shape {shape} is too large; record what summarises it instead")
         except (RecordError, ValueError, TypeError) as error:
             raise RecordError(f"series {self.series.name!r}: {error}") from None

@@ -64,6 +64,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
+@cache  # a study opens hundreds of records in one process
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -77,7 +78,7 @@ def _seeds() -> dict[str, int]:
     return {} if torch is None else {"torch": torch.initial_seed()}
 
 
-@cache  # a study opens hundreds of records in one process
+@cache
 def _git_state(folder: str) -> dict[str, Any] | None:
     commit = _git("rev-parse", "HEAD")
     if commit is None:

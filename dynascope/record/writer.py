@@ -368,7 +368,7 @@ def _create(path: Path) -> sqlite3.Connection:
     draft.unlink(missing_ok=True)
     mode = "wal" if locking.allows_wal(path.parent) else "delete"
     database = sqlite3.connect(draft)
-    database.executescript(SCHEMA)
+    database.executescript(f"BEGIN; {SCHEMA} COMMIT;")  # one statement at a time goes to the disk each time
     (granted,) = database.execute(f"PRAGMA journal_mode = {mode}").fetchone()
     database.close()
     draft.rename(path)

@@ -3,45 +3,49 @@
 Source: 2310.06110, section 3 and appendices; `QuadraticCommittee` has the model, `quadratic_teacher` the task.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dynascope.data.teachers import quadratic_teacher
+from dynascope.nn.committee import QuadraticCommittee
+
 
 @dataclass(frozen=True)
 class SummaryStatistics:
     """All that the outputs of a committee depend on: the mean neuron, and the neurons' mean outer product."""
 
-    mean: Float[Tensor, " dim"]
-    second: Float[Tensor, "dim dim"]
+    mean: Float[Tensor, "*committees dim"]
+    second: Float[Tensor, "*committees dim dim"]
 
     def since(self, start: "SummaryStatistics") -> "SummaryStatistics":
         """What a committee centred at `start` has instead."""
         return SummaryStatistics(self.mean - start.mean, self.second - start.second)
 
 
-def summary_statistics(weight: Float[Tensor, "neurons dim"]) -> SummaryStatistics:
+def summary_statistics(weight: Float[Tensor, "*committees neurons dim"]) -> SummaryStatistics:
     """w̄ = mean of wᵢ and M = mean of wᵢ wᵢᵀ; then f(x) = α w̄·x + (αε/2) xᵀ M x.
 
     >>> summary_statistics(torch.eye(2)).mean
     tensor([0.5000, 0.5000])
     """
-    return SummaryStatistics(weight.mean(0), weight.T @ weight / len(weight))
+    return SummaryStatistics(weight.mean(-2), weight.mT @ weight / weight.shape[-2])
 
 
 @dataclass(frozen=True)
 class TestLoss:
-    """The test loss of a committee in its parts, which sum to it."""
+    """The test loss of one or more committees in its parts, which sum to it."""
 
     __test__ = False  # its name is no test's
 
-    scale: Float[Tensor, ""]
+    scale: Float[Tensor, "*committees"]
     """A: how far the mean prediction is off."""
-    misalignment: Float[Tensor, ""]
+    misalignment: Float[Tensor, "*committees"]
     """B: between the learnt quadratic form and the teacher's."""
-    linear: Float[Tensor, ""]
+    linear: Float[Tensor, "*committees"]
     """C: power in linear functions, of which the task has none; it rises while noise is fitted with the first features."""
 
     @property
@@ -51,19 +55,25 @@ class TestLoss:
 
 
 def committee_test_loss(
-    statistics: SummaryStatistics, beta: Float[Tensor, " dim"], *, alpha: float, eps: float
+    statistics: SummaryStatistics,
+    beta: Float[Tensor, "*committees dim"],
+    *,
+    alpha: float | Float[Tensor, "*committees"],
+    eps: float | Float[Tensor, "*committees"],
 ) -> TestLoss:
     """The exact mean of (f − y)² over x ~ N(0, I/dim).
 
     >>> committee_test_loss(summary_statistics(torch.eye(2)), torch.ones(2), alpha=1.0, eps=1.0).total
     tensor(0.6250)
     """
-    dim = len(beta)
-    form = alpha * eps * statistics.second
+    dim = beta.shape[-1]
+    second = statistics.second
+    form = torch.as_tensor(alpha * eps, dtype=second.dtype, device=second.device)[..., None, None] * second
+    trace = form.diagonal(dim1=-2, dim2=-1).sum(-1)
     return TestLoss(
-        ((beta.square().sum() - form.trace()) / dim).square() / 4,
-        (form - torch.outer(beta, beta)).square().sum() / (2 * dim**2),
-        alpha**2 * statistics.mean.square().sum() / dim,
+        ((beta.square().sum(-1) - trace) / dim).square() / 4,
+        (form - beta[..., :, None] * beta[..., None, :]).square().sum((-2, -1)) / (2 * dim**2),
+        alpha**2 * statistics.mean.square().sum(-1) / dim,
     )
 
 
@@ -83,6 +93,64 @@ def committee_ntk(
     linear = (x1 @ statistics.mean)[:, None] + (x2 @ statistics.mean)[None]
     bracket = 1 + eps * linear + eps**2 * (x1 @ statistics.second @ x2.T)
     return alpha**2 / num_neurons * (x1 @ x2.T) * bracket
+
+
+@dataclass(frozen=True)
+class CommitteeSweep:
+    """The training of many committees at once, by look and committee."""
+
+    steps: list[int]
+    train: Float[Tensor, "looks committees"]
+    test: TestLoss
+    """Its parts (looks, committees), exact."""
+
+
+def committee_sweep(
+    arms: Sequence[tuple[float, float, int]],
+    *,
+    dim: int,
+    num_neurons: int,
+    num_examples: int,
+    num_steps: int,
+    looks: Collection[int],
+    center: bool = True,
+    pace: float = 1.0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> CommitteeSweep:
+    """Train a `QuadraticCommittee` for every (α, ε, seed) at once, on a task of its own.
+
+    A seed draws the teacher, its examples and then the first weights, as training it alone would. The learning rate is
+    `pace` · N/α². Memory: committees × (neurons × dim + examples × (neurons + dim)) numbers.
+
+    Raises ValueError for no arms, and for steps to look at that are never reached.
+    Source: 2310.06110, section 3.
+
+    >>> grid = itertools.product((0.25, 1.0, 4.0), (0.05, 0.25), range(10))
+    >>> sizes = {"dim": 40, "num_neurons": 200, "num_examples": 200}
+    >>> committee_sweep(list(grid), **sizes, num_steps=1000, looks=range(0, 1001, 100)).test.total[-1]
+    """
+    if not arms or not looks or min(looks) < 0 or max(looks) > num_steps:
+        raise ValueError(f"a sweep needs one or more arms, and looks at steps from 0 to {num_steps}")
+    generators = [torch.Generator().manual_seed(seed) for *_, seed in arms]
+    tasks = [quadratic_teacher(dim, num_examples, generator=one, dtype=dtype) for one in generators]
+    x, y, beta = (torch.stack(parts).to(device) for parts in zip(*tasks, strict=True))
+    alpha, eps = (torch.tensor(dial, dtype=torch.float64) for dial in zip(*((a, e) for a, e, _ in arms), strict=True))
+    model = QuadraticCommittee(
+        dim, num_neurons, alpha=alpha, eps=eps, center=center, generator=generators, dtype=dtype
+    ).to(device)
+    start = summary_statistics(model.weight.detach())
+    seen: list[tuple[Tensor, ...]] = []
+
+    def look(step: int, residual: Tensor) -> None:
+        now = summary_statistics(model.weight)
+        now = now.since(start) if center else now
+        parts = committee_test_loss(now, beta, alpha=model.alpha, eps=model.eps)
+        seen.append((residual.square().mean(-1), parts.scale, parts.misalignment, parts.linear))
+
+    model.descend(x, y, num_steps, lr=pace * model.lr, looks=looks, look=look)
+    train, *test = (torch.stack(one) for one in zip(*seen, strict=True))
+    return CommitteeSweep(sorted(set(looks)), train, TestLoss(*test))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def gd_predict(
     >>> gd_predict(torch.eye(2), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 1.0)
     tensor(0.5000)
     """
-    per_example = y * (x @ query[..., None])[..., 0]
+    per_example = y * _along(x, query)
     return _shaped(step * _mean(per_example, lengths), lengths)
 
 
@@ -56,7 +56,7 @@ def debiased_gd_predict(
     >>> debiased_gd_predict(torch.eye(2), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]), 1.0)
     tensor(-0.5000)
     """
-    along = (x @ query[..., None])[..., 0]
+    along = _along(x, query)
     # Centred labels come to the same, and nothing cancels when they are far from zero.
     centred = y - y.mean(-1, keepdim=True)
     covariance = _mean(centred * along, lengths) - _mean(centred, lengths) * _mean(along, lengths)
@@ -82,11 +82,16 @@ def ridge_predict(
     if noise_variance == 0:
         ends = _ends(y.shape[-1], lengths)
         weights = torch.stack([(torch.linalg.pinv(x[..., :end, :]) @ y[..., :end, None])[..., 0] for end in ends])
-    else:
-        moments = _second_moments(x, y, lengths)
-        penalty = noise_variance * x.shape[-1] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        weights = torch.linalg.solve(moments[..., :-1, :-1] + penalty, moments[..., :-1, -1])
-    return _shaped((weights * query).sum(-1), lengths)
+        return _shaped((weights * query).sum(-1), lengths)
+    # The answer is what elimination leaves of the bordered system (XᵀX + σ² d I, Xᵀy; x_q, 0), but for its sign. Over
+    # all prompts at once that costs a seventh of LAPACK, which takes small systems one by one.
+    dim, system = x.shape[-1], _second_moments(x, y, lengths)
+    system.diagonal(dim1=0, dim2=1)[..., :dim].add_(noise_variance * dim)
+    system[dim, :dim] = query.movedim(-1, 0)[:, None]
+    system[dim, dim] = 0
+    for _ in range(dim):
+        system = torch.addcmul(system[1:, 1:], system[1:, :1], system[:1, 1:] / system[0, 0], value=-1)
+    return _shaped(-system[0, 0], lengths)
 
 
 def softmax_heads_predict(
@@ -104,22 +109,25 @@ def softmax_heads_predict(
     >>> softmax_heads_predict(torch.eye(2), torch.ones(2), torch.ones(2), torch.tensor([1.0]), torch.tensor([3.0]))
     tensor(3.)
     """
-    along, labels = (one.movedim(-1, 0).contiguous() for one in ((x @ query[..., None])[..., 0], y))
+    along, labels = (one.movedim(-1, 0).contiguous() for one in (_along(x, query), y))
     logits = omega.view(-1, *(1,) * (along.ndim - 1)) * along[:, None]
     ends = _ends(len(labels), lengths)
     parts = (one[: ends[-1]].tensor_split(ends[:-1]) for one in (logits, labels[:, None]))
-    # Each part by its own largest logit, and parts by the largest so far: nothing overflows, and no sum is empty.
-    largest, total, labelled = [], [], []
-    for part, told in zip(*parts, strict=True):
-        largest.append(part.amax(0))
-        weights = (part - largest[-1]).exp()
-        total.append(weights.sum(0))
-        labelled.append((weights * told).sum(0))
+    # Shares by the largest logit so far: nothing overflows, and no sum is empty.
+    largest = torch.full_like(logits[0], -math.inf)
+    total = labelled = torch.zeros_like(logits[0])
     per_head = []
-    for count in range(1, len(largest) + 1):
-        share = torch.stack(largest[:count]).softmax(0)
-        per_head.append((share * torch.stack(labelled[:count])).sum(0) / (share * torch.stack(total[:count])).sum(0))
+    for part, told in zip(*parts, strict=True):
+        before, largest = largest, torch.maximum(largest, part.amax(0))
+        kept, weights = (before - largest).exp(), (part - largest).exp()
+        total, labelled = kept * total + weights.sum(0), kept * labelled + (weights * told).sum(0)
+        per_head.append(labelled / total)
     return _shaped(torch.stack(per_head).movedim(1, -1) @ mu, lengths)
+
+
+def _along(x: Tensor, query: Tensor) -> Tensor:
+    """x_l·x_q of every example, a row times a matrix: small batched products the other way round take four times as long."""
+    return (query[..., None, :] @ x.mT)[..., 0, :]
 
 
 def _ends(num_examples: int, lengths: Sequence[int] | None) -> list[int]:
@@ -131,10 +139,10 @@ def _ends(num_examples: int, lengths: Sequence[int] | None) -> list[int]:
 
 
 def _second_moments(x: Tensor, y: Tensor, lengths: Sequence[int] | None) -> Tensor:
-    """Σ z zᵀ of tokens z = (x, y) over the first so many examples, by length."""
+    """Σ z zᵀ of tokens z = (x, y) over the first so many examples, (token, token, lengths, *batch)."""
     if lengths is None:
         tokens = torch.cat([x, y[..., None]], -1)
-        return (tokens.mT @ tokens)[None]
+        return (tokens.mT @ tokens).movedim((-2, -1), (0, 1))[:, :, None].contiguous()
     # Products of many matrices of few examples cost thrice what sums of rank one over the whole batch do.
     by_example = torch.cat([x.movedim((-2, -1), (0, 1)), y.movedim(-1, 0)[:, None]], 1)
     ends, moments = _ends(y.shape[-1], lengths), list[Tensor]()
@@ -142,8 +150,8 @@ def _second_moments(x: Tensor, y: Tensor, lengths: Sequence[int] | None) -> Tens
     for count, example in enumerate(by_example[: ends[-1]], start=1):
         total.addcmul_(example[:, None], example)
         if count == ends[len(moments)]:
-            moments.append(total.movedim((0, 1), (-2, -1)).clone(memory_format=torch.contiguous_format))
-    return torch.stack(moments)
+            moments.append(total.clone())
+    return torch.stack(moments, 2)
 
 
 def _mean(per_example: Tensor, lengths: Sequence[int] | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynascope.kernels import ntk, ntk_trace, ntk_vp
+from dynascope.kernels import examples_at_once, ntk, ntk_trace, ntk_vp
 from dynascope.nn import NTKConv2d, NTKLinear
 
 
@@ -250,3 +250,18 @@ def test_the_model_is_left_as_it_was() -> None:
     after = [(one.grad, one.requires_grad) for one in model.parameters()]
     assert all(a[0] is b[0] and a[1] == b[1] for a, b in zip(before, after, strict=True))
     assert math.isfinite(float(ntk(model, torch.randn(1, 4), output="trace")))
+
+
+def test_one_example_against_many_takes_no_pass_for_each() -> None:
+    """Two passes over the many, one over the one, and one more that tells how many fit."""
+    model, passes = nn.Linear(4, 1), list[int]()
+    model.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    one, many = vectors(1), vectors(65)
+    kernel = ntk(model, one, many, output="trace")
+    torch.testing.assert_close(kernel, one @ many.T + 1)
+    assert sorted(passes) == [1, 1, 32, 33]
+    passes.clear()
+    torch.testing.assert_close(ntk(model, many, output="trace", chunk=examples_at_once(model, many)), many @ many.T + 1)
+    assert passes == [1, 33, 32]
+    with pytest.raises(ValueError, match="dropout"):
+        examples_at_once(nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)), many)

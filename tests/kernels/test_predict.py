@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynascope.kernels import (
@@ -16,6 +17,7 @@ from dynascope.kernels import (
     ntk_solve,
     predict_cross_entropy,
     predict_ensemble,
+    predict_ode,
 )
 
 
@@ -29,15 +31,16 @@ def a_task() -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
     return model, x, y, other, kernel
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_steps_of_the_linearized_model_are_predicted_exactly(
-    task: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor],
+    task: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor], momentum: float
 ) -> None:
     model, x, y, other, kernel = task
     tangent = linearize(model)
     lr = 0.5 * max_learning_rate(kernel[:6, :6], scale=1 / 6)
-    optimizer = torch.optim.SGD(tangent.parameters(), lr=lr)
+    optimizer = torch.optim.SGD(tangent.parameters(), lr=lr, momentum=momentum)
     start, start_elsewhere = model(x).detach(), model(other).detach()
-    training = KernelTraining(kernel[:6, :6], y, start, rate=lr / 6, is_discrete=True)
+    training = KernelTraining(kernel[:6, :6], y, start, rate=lr / 6, is_discrete=True, momentum=momentum)
     for step in range(1, 41):
         optimizer.zero_grad()
         (0.5 * (tangent(x) - y).square().mean()).backward()
@@ -105,6 +108,21 @@ def test_the_largest_stable_rate_is_sharp(task: tuple[nn.Module, Tensor, Tensor,
         KernelTraining(train, y, rate=0.0)
 
 
+def test_momentum_ends_where_descent_does_and_allows_larger_steps() -> None:
+    kernel, y = torch.diag(torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)), torch.ones(3, 1, dtype=torch.float64)
+    assert max_learning_rate(kernel, scale=1.0, momentum=0.9) == pytest.approx(1.9)
+    training = KernelTraining(kernel, y, rate=1.89, is_discrete=True, momentum=0.9)
+    ends = training.at([0, 20_000, math.inf])[..., 0]
+    torch.testing.assert_close(ends, torch.tensor([[0.0, 0, 0], [0, 1, 1], [0, 1, 1]], dtype=torch.float64))
+    with pytest.raises(ValueError, match="whole numbers of steps"):
+        training.at(0.5)
+    with pytest.raises(ValueError, match=r"stable below 1.9 \(3.8 over"):
+        KernelTraining(kernel, y, rate=1.91, is_discrete=True, momentum=0.9)
+    for momentum, is_discrete in ((1.0, True), (-0.1, True), (0.9, False)):
+        with pytest.raises(ValueError, match="must lie between 0 and 1, and above 0 only with is_discrete"):
+            KernelTraining(kernel, y, is_discrete=is_discrete, momentum=momentum, rate=0.1)
+
+
 def test_duplicated_inputs_are_inverted_where_they_can_be() -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     twice = torch.cat([x[:2], x[:1]])
@@ -140,6 +158,22 @@ def test_cross_entropy_flow_against_small_steps() -> None:
     found = predict_cross_entropy(kernel, labels, [0.0, 2.0])
     assert torch.equal(found[0], torch.zeros(5, 3, dtype=torch.float64))
     torch.testing.assert_close(found[1], logits, rtol=1e-3, atol=1e-3)
+
+
+def test_any_loss_flows_as_small_steps_and_squares_as_their_closed_form() -> None:
+    torch.manual_seed(0)
+    factor, y = torch.randn(5, 5, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    kernel, start = factor @ factor.T / 5, torch.randn(5, 2, dtype=torch.float64)
+    times = [0.0, 0.5, 3.0]
+    found = predict_ode(kernel, lambda f: 0.5 * (f - y).square().sum(), start, times, rate=0.7, rtol=1e-9)
+    expected = KernelTraining(kernel, y, start, rate=0.7).at(times)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+    outputs = start
+    for _ in range(2000):
+        outputs = outputs - 1e-3 * kernel @ (outputs - y).clamp(-1, 1)
+    huber = predict_ode(kernel, lambda f: F.huber_loss(f, y, reduction="sum"), start, [2.0])
+    torch.testing.assert_close(huber[0], outputs, rtol=1e-3, atol=2e-3)
 
 
 def test_conjugate_gradients_solve_without_the_kernel(task: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]) -> None:

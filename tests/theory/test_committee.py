@@ -6,7 +6,13 @@ import torch
 from dynascope.data import quadratic_teacher
 from dynascope.kernels import ntk
 from dynascope.nn import QuadraticCommittee
-from dynascope.theory.committee import committee_dmft, committee_ntk, committee_test_loss, summary_statistics
+from dynascope.theory.committee import (
+    committee_dmft,
+    committee_ntk,
+    committee_sweep,
+    committee_test_loss,
+    summary_statistics,
+)
 
 
 def committee(center: bool = False) -> QuadraticCommittee:
@@ -33,8 +39,7 @@ def test_the_test_loss_is_what_sampling_finds(center: bool) -> None:
     start = summary_statistics(model.weight.detach())
     generator = torch.Generator().manual_seed(1)
     x, y, beta = quadratic_teacher(6, 30, generator=generator, dtype=torch.float64)
-    for _ in range(20):
-        model.descend(x, model(x).detach() - y, 0.1 * model.lr)
+    model.descend(x, y, 20, lr=0.1 * model.lr)
     statistics = summary_statistics(model.weight.detach())
     statistics = statistics.since(start) if center else statistics
     exact = committee_test_loss(statistics, beta, alpha=1.3, eps=0.4).total
@@ -48,7 +53,7 @@ def test_the_kernel_is_the_product_of_jacobians_at_any_time() -> None:
     for _ in range(2):
         found = committee_ntk(summary_statistics(model.weight), x, other, alpha=1.3, eps=0.4, num_neurons=5)
         torch.testing.assert_close(found, ntk(model, x, other, output="trace"), rtol=1e-10, atol=1e-10)
-        model.descend(x, model(x).detach(), 1.0)
+        model.descend(x, torch.zeros(5, dtype=torch.float64), lr=1.0)
 
 
 def test_a_step_by_hand_and_by_autograd() -> None:
@@ -56,9 +61,9 @@ def test_a_step_by_hand_and_by_autograd() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.eye(2))
     x, y = torch.ones(1, 2, dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
-    residual = (model(x) - y).detach()
-    assert residual.tolist() == [-0.5]
-    model.descend(x, residual, model.lr)
+    residuals = list[list[float]]()
+    model.descend(x, y, looks=[0], look=lambda step, residual: residuals.append(residual.tolist()))
+    assert residuals == [[-0.5]]
     assert model.weight.tolist() == [[3.0, 2.0], [2.0, 3.0]]
 
     other = committee(center=True)
@@ -66,7 +71,7 @@ def test_a_step_by_hand_and_by_autograd() -> None:
     loss = (other(x) - y).square().mean()
     (slope,) = torch.autograd.grad(loss, [other.weight])
     before = other.weight.detach().clone()
-    other.descend(x, (other(x) - y).detach(), 0.3)
+    other.descend(x, y, lr=0.3)
     torch.testing.assert_close(other.weight.detach(), before - 0.3 * slope)
 
 
@@ -74,8 +79,7 @@ def test_without_quadratic_features_the_network_is_linear_and_its_kernel_stands_
     model = QuadraticCommittee(4, 3, alpha=2.0, eps=0.0, dtype=torch.float64)
     x, y, _ = quadratic_teacher(4, 10, dtype=torch.float64)
     before = ntk(model, x)
-    for _ in range(5):
-        model.descend(x, model(x).detach() - y, model.lr)
+    model.descend(x, y, 5)
     torch.testing.assert_close(ntk(model, x), before)
 
 
@@ -86,8 +90,7 @@ def test_lazier_networks_move_their_kernel_less_in_inverse_proportion() -> None:
         model = QuadraticCommittee(5, 20, alpha=alpha, eps=0.5, center=True, generator=generator, dtype=torch.float64)
         x, y, _ = quadratic_teacher(5, 8, generator=generator, dtype=torch.float64)
         before = ntk(model, x)
-        for _ in range(50):
-            model.descend(x, model(x).detach() - y, 0.1 * model.lr)
+        model.descend(x, y, 50, lr=0.1 * model.lr)
         moved[alpha] = float((ntk(model, x) - before).norm() / before.norm())
     assert moved[10.0] / moved[100.0] == pytest.approx(10.0, rel=0.1)
 
@@ -96,22 +99,47 @@ def test_mean_field_theory_starts_at_its_closed_form_and_follows_simulation() ->
     field = committee_dmft(3, 5.0, alpha=1.0, eps=0.5, eta0=0.05, num_steps=12, num_samples=3000)
     assert float(field.test[0]) == pytest.approx(0.9375)
     torch.testing.assert_close(field.gram[0], torch.eye(3, dtype=torch.float64))
-    curves, trains = [], []
-    for seed in range(4):
-        generator = torch.Generator().manual_seed(seed)
-        x, y, beta = quadratic_teacher(400, 2000, generator=generator, dtype=torch.float64)
-        model = QuadraticCommittee(400, 3, alpha=1.0, eps=0.5, generator=generator, dtype=torch.float64)
-        curve, train = [], []
-        for _ in range(12):
-            residual = (model(x) - y).detach()
-            statistics = summary_statistics(model.weight.detach())
-            curve.append(committee_test_loss(statistics, beta, alpha=1.0, eps=0.5).total)
-            train.append(residual.square().mean())
-            model.descend(x, residual, 0.05 * 400 * model.lr)
-        curves.append(torch.stack(curve))
-        trains.append(torch.stack(train))
-    torch.testing.assert_close(field.test, torch.stack(curves).mean(0), rtol=0.03, atol=0.0)
-    torch.testing.assert_close(field.train, torch.stack(trains).mean(0), rtol=0.12, atol=0.0)
+    arms = [(1.0, 0.5, seed) for seed in range(4)]
+    sizes = {"dim": 400, "num_neurons": 3, "num_examples": 2000, "num_steps": 11}
+    simulated = committee_sweep(arms, **sizes, looks=range(12), center=False, pace=0.05 * 400, dtype=torch.float64)
+    torch.testing.assert_close(field.test, simulated.test.total.mean(1), rtol=0.03, atol=0.0)
+    torch.testing.assert_close(field.train, simulated.train.mean(1), rtol=0.12, atol=0.0)
+
+
+SIZES = {"dim": 6, "num_neurons": 5, "num_examples": 9, "num_steps": 30}
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_a_sweep_is_every_committee_trained_alone(center: bool) -> None:
+    arms, looks = [(0.5, 0.4, 0), (2.0, 0.1, 1), (2.0, 0.4, 0)], [0, 7, 30]
+    swept = committee_sweep(arms, **SIZES, looks=looks, center=center, pace=0.3, dtype=torch.float64)
+    assert swept.steps == looks
+    for place, (alpha, eps, seed) in enumerate(arms):
+        generator, told = torch.Generator().manual_seed(seed), []
+        x, y, beta = quadratic_teacher(6, 9, generator=generator, dtype=torch.float64)
+        model = QuadraticCommittee(6, 5, alpha=alpha, eps=eps, center=center, generator=generator, dtype=torch.float64)
+        start = summary_statistics(model.weight.detach().clone())
+        for step in range(31):
+            loss = (model(x) - y).square().mean()
+            if step in looks:
+                now = summary_statistics(model.weight.detach())
+                parts = committee_test_loss(now.since(start) if center else now, beta, alpha=alpha, eps=eps)
+                told.append([float(one) for one in (loss.detach(), parts.scale, parts.misalignment, parts.linear)])
+            (slope,) = torch.autograd.grad(loss, [model.weight])
+            with torch.no_grad():
+                model.weight.sub_(0.3 * 5 / alpha**2 * slope)
+        found = torch.stack([swept.train, swept.test.scale, swept.test.misalignment, swept.test.linear])[:, :, place]
+        torch.testing.assert_close(found.T, torch.tensor(told, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_no_sweep_is_told() -> None:
+    for arms, looks in (([], [0]), ([(1.0, 0.1, 0)], []), ([(1.0, 0.1, 0)], [31]), ([(1.0, 0.1, 0)], [-1])):
+        with pytest.raises(ValueError, match="one or more arms, and looks at steps from 0 to 30"):
+            committee_sweep(arms, **SIZES, looks=looks)
+    with pytest.raises(ValueError, match=r"alpha=.* must be above 0"):
+        committee_sweep([(1.0, 0.1, 0), (0.0, 0.1, 0)], **SIZES, looks=[0])
+    with pytest.raises(ValueError, match=r"1 generators do not go with alpha and eps of shape \(2,\)"):
+        QuadraticCommittee(3, 4, alpha=torch.ones(2), eps=0.1, generator=[torch.Generator()])
 
 
 def test_the_teacher_is_normalized_as_said() -> None:

@@ -20,7 +20,13 @@ from dynascope.data.teachers import quadratic_teacher
 from dynascope.kernels import KernelTraining, kernel_alignment, kernel_distance, kernel_regression, max_learning_rate
 from dynascope.nn import OutputScale, QuadraticCommittee, lazy_param_groups
 from dynascope.studies.harness import StudyRecord, descend, log_steps
-from dynascope.theory.committee import committee_dmft, committee_ntk, committee_test_loss, summary_statistics
+from dynascope.theory.committee import (
+    committee_dmft,
+    committee_ntk,
+    committee_sweep,
+    committee_test_loss,
+    summary_statistics,
+)
 
 FIRST_SEED = 10
 """Thresholds were set on seeds below this one."""
@@ -89,17 +95,21 @@ def committee(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         return committee_ntk(statistics, other.double(), x.double(), **dials, num_neurons=config.num_neurons)
 
     first = kernel(model.weight.detach())
-    lr, largest = model.lr, max_learning_rate(first, scale=2 / len(x))
+    lr, largest = float(model.lr), max_learning_rate(first, scale=2 / len(x))
     if lr >= largest:
         raise ValueError(f"lr {lr:g} is beyond the stable {largest:g}: take a smaller alpha*eps or more examples")
     # The lazy plateau, and the curve of the linearized model on the way to it; ranks below len(x) make Θ singular.
     target, cross = y[:, None].double(), kernel(model.weight.detach(), fresh[0])
     plateau = kernel_regression(first, target, cross, ridge=1e-9)
     linear = KernelTraining(first, target, rate=2 * lr / len(x), is_discrete=True, ridge=1e-9)
+    looks = log_steps(config.num_steps, per_decade=25)
+    misses = linear.elsewhere(cross, looks)[..., 0] - fresh[1]
+    linearized = dict(zip(looks, misses.square().mean(1), strict=True))
+    # A kernel of all examples costs as much as many steps; the losses tell when things happen.
+    kernel_looks = frozenset(log_steps(config.num_steps, per_decade=5))
     record.add(0, {"lazy/plateau": (plateau[:, 0] - fresh[1]).square().mean()})
 
     def look(step: int, residual: Tensor) -> None:
-        now = kernel(model.weight)
         parts = committee_test_loss(summary_statistics(model.weight.double()).since(start), beta.double(), **dials)
         record.add(
             step,
@@ -109,19 +119,18 @@ def committee(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
                 "test/scale": parts.scale,
                 "test/misalignment": parts.misalignment,
                 "test/linear": parts.linear,
-                "test/linearized": (linear.elsewhere(cross, step)[:, 0] - fresh[1]).square().mean(),
-                "kernel/alignment": kernel_alignment(now, target),
-                "kernel/distance": kernel_distance(now, first),
+                "test/linearized": linearized[step],
             },
         )
+        if step in kernel_looks:
+            now = kernel(model.weight)
+            moved = {
+                "kernel/alignment": kernel_alignment(now, target),
+                "kernel/distance": kernel_distance(now, first),
+            }
+            record.add(step, moved)
 
-    looks = frozenset(log_steps(config.num_steps, per_decade=25))
-    with torch.no_grad():
-        for step in range(config.num_steps + 1):
-            residual = model(x) - y
-            if step in looks:
-                look(step, residual)
-            model.descend(x, residual, lr)
+    model.descend(x, y, config.num_steps, looks=looks, look=look)
 
 
 def mean_field(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
@@ -131,19 +140,17 @@ def mean_field(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None
     theory = committee_dmft(
         neurons, delta, **dials, eta0=eta0, num_steps=steps, num_samples=config.mean_field_samples, seed=seed
     )
-    curves = []
-    for repetition in range(4):
-        generator = torch.Generator().manual_seed(4 * seed + repetition)
-        x, y, beta = quadratic_teacher(config.mean_field_dim, int(delta * config.mean_field_dim), generator=generator)
-        model = QuadraticCommittee(config.mean_field_dim, neurons, alpha=arm.alpha, eps=arm.eps, generator=generator)
-        curve = []
-        for _ in range(steps):
-            with torch.no_grad():
-                residual = model(x) - y
-                curve.append(committee_test_loss(summary_statistics(model.weight), beta, **dials).total)
-            model.descend(x, residual, eta0 * config.mean_field_dim * model.lr)
-        curves.append(torch.stack(curve))
-    for step, (predicted, simulated) in enumerate(zip(theory.test, torch.stack(curves).mean(0), strict=True)):
+    simulation = committee_sweep(
+        [(arm.alpha, arm.eps, 4 * seed + repetition) for repetition in range(4)],
+        dim=config.mean_field_dim,
+        num_neurons=neurons,
+        num_examples=int(delta * config.mean_field_dim),
+        num_steps=steps - 1,
+        looks=range(steps),
+        center=False,
+        pace=eta0 * config.mean_field_dim,
+    )
+    for step, (predicted, simulated) in enumerate(zip(theory.test, simulation.test.total.mean(1), strict=True)):
         record.add(step, {"mean_field/test": predicted, "simulated/test": simulated})
 
 

@@ -17,11 +17,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-import dynascope
 from dynascope.kernels import KernelTraining, kernel_distance, limit_kernels, mode_times, ntk, predict_ensemble
 from dynascope.kernels.limits import Activation, Dense, Erf, Identity, Layer, Relu
 from dynascope.nn import NTKLinear
 from dynascope.probes.tangent_kernel import TangentKernel
+from dynascope.probes.views import ModelView
 from dynascope.record import Series
 from dynascope.studies.harness import StudyRecord, descend, log_steps
 
@@ -113,10 +113,17 @@ def circle(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         Series("circle/kernel", ("angle",), "", "Kernel between the point at angle 0 and one at each angle.")
     )
     record.add(0, {"circle/kernel": ntk(model, sweep[32:33], sweep, output="trace")[0]})
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    probes = [TangentKernel(x, y)]
-    with dynascope.watch(model, optimizer, run=record, every=max(1, config.num_steps // 10), probes=probes):
-        descend(optimizer, lambda: half_mean_square(model(x), y), config.num_steps + 1)
+    probe = TangentKernel(x, y)
+    for series in probe.series:
+        record.declare(series)
+
+    @torch.no_grad()
+    def look(step: int) -> None:
+        seen = probe.measure(ModelView(step, model, (), {}, lr=1.0))
+        record.add(step, {**seen, "loss": half_mean_square(model(x), y)})
+
+    optimizer, looks = torch.optim.SGD(model.parameters(), lr=1.0), log_steps(config.num_steps, per_decade=2)
+    descend(optimizer, lambda: half_mean_square(model(x), y), config.num_steps, looks=looks, look=look)
     record.add(config.num_steps, {"circle/kernel": ntk(model, sweep[32:33], sweep, output="trace")[0]})
 
 
@@ -141,7 +148,7 @@ def track_modes(config: Config, model: nn.Module, x: Tensor, y: Tensor, record: 
     kernel, start = ntk(model, x, output="trace"), model(x).detach()
     lr = config.top_rate * len(x) / float(torch.linalg.eigvalsh(kernel)[-1])
     training = KernelTraining(kernel, y, start, rate=lr / len(x), is_discrete=True)
-    vectors = training.eigenvectors.flip(1)
+    top = training.eigenvectors.flip(1)[:, :NUM_MODES].T
     half_lives, eigenvalues, _ = mode_times(kernel, y - start, rate=lr / len(x))
     # A step takes a share, so half-lives count in steps what exp would count in time.
     discrete = math.log(0.5) / torch.log1p(-(lr / len(x)) * eigenvalues[:NUM_MODES])
@@ -149,21 +156,22 @@ def track_modes(config: Config, model: nn.Module, x: Tensor, y: Tensor, record: 
     record.declare(Series("modes/predicted_half_life", ("mode",), "steps", "As the kernel at the start predicts."))
     record.add(0, {"modes/predicted_half_life": discrete, "modes/flow_half_life": half_lives[:NUM_MODES]})
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    steps = frozenset(log_steps(config.num_mode_steps, per_decade=60))
+    looks = log_steps(config.num_mode_steps, per_decade=60)
+    predicted, gap = dict(zip(looks, training.at(looks), strict=True)), (y - start).norm()
     step = 0
 
     def loss() -> Tensor:
         nonlocal step
         outputs = model(x)
-        if step in steps:
-            error = outputs.detach() - y
+        if step in predicted:
+            now, expected = outputs.detach(), predicted[step]
             record.add(
                 step,
                 {
-                    "modes/error": (vectors[:, :NUM_MODES].T @ error)[:, 0],
-                    "modes/beside": (outputs.detach() - training.at(step)).norm() / y.sub(start).norm(),
-                    "loss": half_mean_square(outputs.detach(), y),
-                    "loss/predicted": half_mean_square(training.at(step), y),
+                    "modes/error": (top @ (now - y))[:, 0],
+                    "modes/beside": (now - expected).norm() / gap,
+                    "loss": half_mean_square(now, y),
+                    "loss/predicted": half_mean_square(expected, y),
                 },
             )
         step += 1
