@@ -141,17 +141,16 @@ def whole_runs(size: str, num_steps: int, turns: int) -> None:
     """Two runs of one process, a step of each by turns: whatever else slows the machine slows both alike."""
     print(f"\n{size}, {num_steps} steps, default probes and budget; bar 1.02x")
     ways = {"bare": bare, "watched": by_default}
-    totals: dict[str, list[float]] = {name: [] for name in ways}
+    ratios = []
     for _ in range(turns):
         runs = {name: train(size, num_steps, way) for name, way in ways.items()}
         seconds = dict.fromkeys(ways, 0.0)
         for step in range(num_steps + 1):
             for name in list(ways)[:: -1 if step % 2 else 1]:
                 seconds[name] += next(runs[name])
-        for name, total in seconds.items():
-            totals[name].append(total)
-        print("one turn:", ", ".join(f"{name} {total:.2f} s" for name, total in seconds.items()))
-    tell({name: statistics.median(every) for name, every in totals.items()}, base="bare")
+        ratios.append(seconds["watched"] / seconds["bare"])
+        print(f"bare {seconds['bare']:.2f} s, watched {seconds['watched']:.2f} s: {ratios[-1]:.3f}x")
+    print(f"median {statistics.median(ratios):.3f}x")
 
 
 def sampled_steps(turns: int) -> None:
