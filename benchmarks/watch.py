@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from interleaved import medians, tell
@@ -108,6 +109,19 @@ def by_tensorboard(model: nn.Module, optimizer: torch.optim.Optimizer, folder: P
 
 @contextmanager
 def by_module_monitor(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Iterator[AfterStep]:
+    monitor = module_monitor(model)
+
+    def after_step(step: int) -> None:
+        monitor.monitor_parameters()
+        monitor.monitor_gradients()
+        monitor.end_step()
+        monitor.begin_step(step + 1)
+
+    yield after_step
+
+
+def module_monitor(model: nn.Module) -> Any:
+    """torch-module-monitor with four metrics, in its first step."""
     from torch_module_monitor import ModuleMonitor
 
     monitor = ModuleMonitor()
@@ -117,14 +131,7 @@ def by_module_monitor(model: nn.Module, optimizer: torch.optim.Optimizer, folder
     monitor.add_activation_metric("norm", torch.linalg.vector_norm)
     monitor.add_activation_metric("mean", torch.mean)
     monitor.begin_step(0)
-
-    def after_step(step: int) -> None:
-        monitor.monitor_parameters()
-        monitor.monitor_gradients()
-        monitor.end_step()
-        monitor.begin_step(step + 1)
-
-    yield after_step
+    return monitor
 
 
 class Counter(TorchDispatchMode):
@@ -137,56 +144,78 @@ class Counter(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+def by_turns(ways: dict[str, Watching], size: str, num_steps: int) -> dict[str, list[float]]:
+    """What `train` tells of several runs, a step of each by turns: what else slows the machine slows all alike."""
+    runs = {name: train(size, num_steps, way) for name, way in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for step in range(num_steps + 1):
+        for name in list(ways)[:: -1 if step % 2 else 1]:
+            seconds[name].append(next(runs[name]))
+    return seconds
+
+
 def whole_runs(size: str, num_steps: int, turns: int) -> None:
-    """Two runs of one process, a step of each by turns: whatever else slows the machine slows both alike."""
     print(f"\n{size}, {num_steps} steps, default probes and budget; bar 1.02x")
-    ways = {"bare": bare, "watched": by_default}
     ratios = []
     for _ in range(turns):
-        runs = {name: train(size, num_steps, way) for name, way in ways.items()}
-        seconds = dict.fromkeys(ways, 0.0)
-        for step in range(num_steps + 1):
-            for name in list(ways)[:: -1 if step % 2 else 1]:
-                seconds[name] += next(runs[name])
-        ratios.append(seconds["watched"] / seconds["bare"])
-        print(f"bare {seconds['bare']:.2f} s, watched {seconds['watched']:.2f} s: {ratios[-1]:.3f}x")
+        own, watched = map(sum, by_turns({"bare": bare, "watched": by_default}, size, num_steps).values())
+        ratios.append(watched / own)
+        print(f"bare {own:.2f} s, watched {watched:.2f} s: {ratios[-1]:.3f}x")
     print(f"median {statistics.median(ratios):.3f}x")
 
 
 def sampled_steps(turns: int) -> None:
-    print("\n1M, every step fully sampled; bar 1.5x (first step of each run left out)")
-    ways: dict[str, Watching] = {"bare": bare, "dynascope, all default probes": at_every_step}
-    for package, name, way in (
-        ("wandb", 'wandb.watch(log="all")', by_wandb),
-        ("tensorboard", "TensorBoard histograms", by_tensorboard),
-        ("torch_module_monitor", "torch-module-monitor, 4 simple metrics", by_module_monitor),
-    ):
-        if importlib.util.find_spec(package):
-            ways[name] = way
-        else:
-            print(f"{name}: not installed")
+    print(
+        "\n1M, every step fully sampled; bar 1.5x (first step of each run left out), and less a number than peers take"
+    )
+    num_histograms = 2 * len(list(small_gpt().parameters()))
+    contenders: dict[str, tuple[str, Watching, Callable[[], int]]] = {
+        "dynascope, all default probes": ("dynascope", at_every_step, numbers_of_dynascope),
+        'wandb.watch(log="all"), histograms': ("wandb", by_wandb, lambda: num_histograms),
+        "TensorBoard histograms": ("tensorboard", by_tensorboard, lambda: num_histograms),
+        "torch-module-monitor, 4 metrics": ("torch_module_monitor", by_module_monitor, numbers_of_module_monitor),
+    }
+    there = {name: told for name, told in contenders.items() if importlib.util.find_spec(told[0])}
+    print(*(f"{name}: not installed" for name in contenders.keys() - there.keys()), sep="\n")
+    ways = {"bare": bare, **{name: way for name, (_, way, _) in there.items()}}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(turns):
-        for name, way in list(ways.items())[:: -1 if turn % 2 else 1]:
-            with contextlib.redirect_stdout(sys.stderr):
-                seconds[name] += list(train("1M", 12, way))[2:-1]
-    tell({name: statistics.median(every) for name, every in seconds.items()}, base="bare")
-    with tempfile.TemporaryDirectory() as folder:
-        num_values = _values_of_a_step(Path(folder) / "run")
-    num_histograms = 2 * len(list(GPT(256, 128, 128, 4, 4).parameters()))
-    print(f"numbers a step: dynascope {num_values}, against {num_histograms} histograms of the first two peers")
+    for _ in range(turns):
+        with contextlib.redirect_stdout(sys.stderr):
+            for name, every in by_turns(ways, "1M", 12).items():
+                seconds[name] += every[2:-1]
+    measured = {name: statistics.median(every) for name, every in seconds.items()}
+    tell(measured, base="bare")
+    for name, (*_, count) in there.items():
+        num = count()
+        print(f"{name:46} {num:4} numbers a step, {1e6 * (measured[name] - measured['bare']) / num:7.1f} us each")
 
 
-def _values_of_a_step(folder: Path) -> int:
-    torch.manual_seed(0)
-    model = GPT(256, 128, 128, 4, 4)
+def small_gpt() -> GPT:
+    """The model of `sampled_steps`."""
+    return GPT(256, 128, *SIZES["1M"][:-1])
+
+
+def numbers_of_dynascope() -> int:
+    model = small_gpt()
     optimizer = torch.optim.AdamW(model.parameters())
-    with dynascope.watch(model, optimizer, run=folder, every=1):
-        for _ in range(2):
-            model(*torch.randint(256, (2, 4, 128)))[1].backward()
-            optimizer.step()
-    record = dynascope.open(folder)
-    return sum(record.series(name, since=1).size for name in record.names())
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        with dynascope.watch(model, optimizer, run=run, every=1):
+            for _ in range(2):
+                model(*torch.randint(256, (2, 4, 128)))[1].backward()
+                optimizer.step()
+        record = dynascope.open(run)
+        return sum(record.series(name, since=1).size for name in record.names())
+
+
+def numbers_of_module_monitor() -> int:
+    model = small_gpt()
+    monitor = module_monitor(model)
+    model(*torch.randint(256, (2, 4, 128)))[1].backward()
+    monitor.monitor_parameters()
+    monitor.monitor_gradients()
+    monitor.end_step()
+    return len(monitor.get_step_metrics())
 
 
 def waits() -> None:

@@ -304,7 +304,7 @@ def compare(options: Compare) -> int:
         check_output(options.output)
     names = [name.strip() for name in options.objectives.split(",")]
     if names == ["all"] and options.task in TASKS:
-        names = list(TASKS[options.task][1])
+        names = list(TASKS[options.task].objectives)
     overrides = parse_overrides(experiment(names, options.task), options.preset, options.set)
     folders = {"data": options.data, "model": options.model}
     overrides |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}

@@ -101,7 +101,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     inputs = tests[:, :-1]
     is_trigger = task.trigger_mask(inputs)
     judged = {num_steps // 3, num_steps}
-    looks = {*log_steps(num_steps, per_decade=10), *judged}
+    looks = {*log_steps(num_steps, per_decade=6), *judged}
 
     def watched(step: int) -> None:
         look(step, model, task, inputs if step in judged else inputs[::4], record)

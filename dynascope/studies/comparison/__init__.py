@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dynascope.studies.comparison.measures import Comparison
-from dynascope.studies.comparison.method import SETTINGS, TASKS
+from dynascope.studies.comparison.method import TASKS
 from dynascope.studies.harness.runner import train_arms
 from dynascope.studies.harness.study import Experiment
 
@@ -19,7 +19,8 @@ def experiment(objectives: Sequence[str], task: str) -> Experiment:
     """
     if task not in TASKS:
         raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
-    train, known = TASKS[task]
+    kind = TASKS[task]
+    known = kind.objectives
     for name in objectives:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -27,7 +28,7 @@ def experiment(objectives: Sequence[str], task: str) -> Experiment:
             raise ValueError(f"task {task} has no objective {name!r}; {hint}")
     if len(set(objectives)) < len(objectives):
         raise ValueError(f"{','.join(objectives)} names an objective twice")
-    return Experiment(name=task, arms={name: name for name in objectives}, presets=SETTINGS, train=train)
+    return Experiment(name=task, arms={name: name for name in objectives}, presets=kind.presets, train=kind.train)
 
 
 def compare(

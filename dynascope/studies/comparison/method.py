@@ -188,14 +188,6 @@ def log_probs(model: nn.Module, rollout: Rollout) -> Tensor:
     return (score(model, rollout)["log_probs"] * rollout.mask).sum(1)
 
 
-POLICIES = (*PRESETS, "relift")
-TASKS: Mapping[str, tuple[Callable[[Config, str, int, StudyRecord], None], tuple[str, ...]]] = {
-    "arithmetic": (train_policy, POLICIES),
-    "arithmetic-pairs": (train_pairs, tuple(MARGIN_LOSSES)),
-    "gsm8k": (train_words, POLICIES),
-}
-"""What trains on a task, and the objectives that it takes."""
-
 SETTINGS = {
     "smoke": Config(
         (1,), num_layers=1, width=32, base_steps=60, teacher_steps=120, num_steps=6, num_prompts=8, num_pairs=64,
@@ -204,3 +196,22 @@ SETTINGS = {
     "small": Config(),
     "large": Config((3,), num_layers=4, width=128, base_steps=1000, teacher_steps=4000, num_steps=300, num_prompts=128),
 }  # fmt: skip
+# At the rate of reinforcement learning, DPO unlearns sums: pairs say which answer is better, not what answers are like.
+SETTINGS_OF_PAIRS = {name: dataclasses.replace(config, lr=config.lr / 10) for name, config in SETTINGS.items()}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What trains on a task, the objectives that it takes, and its presets."""
+
+    train: Callable[[Config, str, int, StudyRecord], None]
+    objectives: tuple[str, ...]
+    presets: Mapping[str, Config]
+
+
+POLICIES = (*PRESETS, "relift")
+TASKS = {
+    "arithmetic": Kind(train_policy, POLICIES, SETTINGS),
+    "arithmetic-pairs": Kind(train_pairs, tuple(MARGIN_LOSSES), SETTINGS_OF_PAIRS),
+    "gsm8k": Kind(train_words, POLICIES, SETTINGS),
+}

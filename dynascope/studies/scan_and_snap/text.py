@@ -139,7 +139,7 @@ def train_on_text(config: Config, arm: Arm, seed: int, record: StudyRecord) -> N
 
     start = sought()
     num_steps = config.stack_steps if arm.model == "yz-stack" else config.text_steps
-    looks = log_steps(num_steps, per_decade=16)
+    looks = log_steps(num_steps, per_decade=10)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR[arm.model])
     descend(optimizer, loss, num_steps, looks=looks, look=look, max_norm=config.clip)
     # The unknown word stands for many, and so is none.
