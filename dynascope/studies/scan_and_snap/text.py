@@ -22,7 +22,7 @@ LR = {"transformer": 3e-3, "yz": 1e-2, "yz-stack": 1e-2}
 """Adam's; the paper's real text is trained with Adam too."""
 NUM_LAYERS = 2
 """Of the stack."""
-NUM_LOOKED, MORE_WINDOWS, ROWS = 70, 10, 14
+NUM_LOOKED, MORE_WINDOWS, ROWS = 28, 10, 14
 """Windows read at each look; windows a step of the model with one target each, over the other's; windows read at once."""
 
 
