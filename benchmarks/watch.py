@@ -176,7 +176,8 @@ def sampled_steps(turns: int) -> None:
         "torch-module-monitor, 4 metrics": ("torch_module_monitor", by_module_monitor, numbers_of_module_monitor),
     }
     there = {name: told for name, told in contenders.items() if importlib.util.find_spec(told[0])}
-    print(*(f"{name}: not installed" for name in contenders.keys() - there.keys()), sep="\n")
+    for name in contenders.keys() - there.keys():
+        print(f"{name}: not installed")
     ways = {"bare": bare, **{name: way for name, (_, way, _) in there.items()}}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns):
