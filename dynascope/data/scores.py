@@ -123,8 +123,16 @@ def cross_entropy(output: Any, labels: Tensor) -> Float[Tensor, " examples"]:
     >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
     tensor([0.6931])
     """
-    logits, loss = logits_of(output), partial(F.cross_entropy, reduction="none")
-    return over_tokens(loss, logits, labels) if logits.ndim == 3 else loss(logits, labels)
+    return by_example(partial(F.cross_entropy, reduction="none"), logits_of(output), labels)
+
+
+def by_example(score: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Float[Tensor, " examples"]:
+    """A score of each example; where the logits are of sequences, the mean over their tokens.
+
+    >>> by_example(el2n, torch.zeros(1, 2), torch.tensor([0]))
+    tensor([0.7071])
+    """
+    return over_tokens(score, logits, labels) if logits.ndim == 3 else score(logits, labels)
 
 
 def _error(logits: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> Tensor:

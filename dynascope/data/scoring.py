@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from dynascope.data.evaluation import evaluating
 from dynascope.data.per_example import LossFunction
-from dynascope.data.scores import cross_entropy, el2n, grand, l1_error, margin, over_tokens
+from dynascope.data.scores import by_example, cross_entropy, el2n, grand, l1_error, margin
 from dynascope.kernels.layerwise import called, logits_of
 
 if TYPE_CHECKING:
@@ -131,10 +131,8 @@ def _scores_of(
             for name in names:
                 if name == "grand":
                     value = grand(model, loss_fn, (inputs, labels))
-                elif logits.ndim == 3:
-                    value = over_tokens(FROM_LOGITS[name], logits, labels)
                 else:
-                    value = FROM_LOGITS[name](logits, labels)
+                    value = by_example(FROM_LOGITS[name], logits, labels)
                 kept[name].append(value.detach().cpu())
             kept[EXAMPLE_ID].append(
                 torch.arange(seen, seen + len(labels)) if ids is None else torch.as_tensor(ids).cpu()

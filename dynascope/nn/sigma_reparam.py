@@ -11,7 +11,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -271,7 +271,7 @@ def _to_right(
     return product
 
 
-@torch.library.custom_op("dynascope::left_singular_vector", mutates_args=())
+@library.custom_op("dynascope::left_singular_vector", mutates_args=())
 def _left_unless_recomputing(matrices: Tensor, left: Tensor, right: Tensor, eps: float) -> Tensor:
     """The left vector that `right` is sent to; or as it stands, in activation checkpointing's second forward.
 

@@ -35,14 +35,14 @@ from dynascope.studies.harness.sums import SumsConfig
 
 @dataclass(frozen=True)
 class Config(SumsConfig):
-    """What all objectives share; of preferences, `num_steps` are steps on pairs, and `num_prompts` the pairs of one."""
+    """What all objectives share; of preferences, `num_steps` are steps on pairs, and `num_prompts` the pairs of one.
+
+    `num_prompts` are also the demonstrations of one step of relift's fine-tuning.
+    """
 
     base_steps: int = 150
-    """Of supervised learning behind the start model; more make it stronger, and leave less to learn."""
     teacher_steps: int = 1500
     """Behind the teacher of objectives that have one."""
-    num_prompts: int = 32
-    """A rollout, or pairs a step; demonstrations a step of relift's fine-tuning."""
     num_pairs: int = 512
     """Problems that are drawn for pairs; those with both a right and a wrong answer give one each."""
     data: str = ""

@@ -40,9 +40,6 @@ def _pictures(entry: dict[str, Any], folder: Path) -> list[Path]:
     return pictures
 
 
-PICTURES = "Pictures are not kept here: `make docs` draws them from the records of a run."
-
-
 def study_page(entry: dict[str, Any], pictures: Sequence[Path] = ()) -> str:
     """The page of one entry of `list_studies`; `pictures` lie in a folder beside it."""
     study = load_study(entry["study"])
@@ -76,7 +73,8 @@ def study_page(entry: dict[str, Any], pictures: Sequence[Path] = ()) -> str:
         source = f"{paper_value(claim)} ({claim['source']})"
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, source)) + " |")
     lines += [""] + [f"Failed: {unit}: {why}" for unit, why in verdict["failures"].items()]
-    lines += [f"{PICTURES}\n"] if pictures else []
+    if pictures:
+        lines += ["Pictures are not kept here: `make docs` draws them from the records of a run.", ""]
     lines += [
         f"![Figure {number}]({picture.parent.name}/{picture.name})\n" for number, picture in enumerate(pictures, 1)
     ]
