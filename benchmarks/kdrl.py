@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynascope.rl import KLTerm, PolicyObjective, TeacherScorer, exact_teacher_kl, grpo, kdrl
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.loop import LoopConfig, train
 from dynascope.rl.presets import kdrl_masking_response
-from dynascope.rl.rollout import Rollout, completion_logits, sample
+from dynascope.rl.rollout import Rollout, sample
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel, base_model
 

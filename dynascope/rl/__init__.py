@@ -31,7 +31,7 @@ from dynascope.rl.entropy.baselines import (
     TopEntropy,
 )
 from dynascope.rl.entropy.parts import AdaptiveTemperature, entropy_aware
-from dynascope.rl.entropy.signal import EntropySignal, token_entropy
+from dynascope.rl.entropy.signal import EntropySignal
 from dynascope.rl.exploration import PassAtKMixed, TopCovariance, pass_at_k_advantage
 from dynascope.rl.hidden_reward import HiddenReward, gwhes, nthr_reweight, thr_reweight, token_hidden_reward
 from dynascope.rl.hidden_reward_steering import HiddenRewardSteering, HoldEntropy, SharedTokenRelief
@@ -67,6 +67,7 @@ from dynascope.rl.risk.measures import mvar_advantage, risk_report
 from dynascope.rl.risk.quantiles import QuantileTracker
 from dynascope.rl.surrogate import clipped_surrogate
 from dynascope.rl.teachers import TeacherScorer, check_teacher, exact_teacher_kl, watch_teacher
+from dynascope.rl.token_entropy import token_entropy
 
 __all__ = [
     "GAE",

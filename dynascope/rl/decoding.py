@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-_PLAIN = ("transformers.models.", "transformers.activations", "torch.nn.modules.")
-"""Where the classes of a model come from that nothing was put into."""
+from dynascope.rl.layers import Layers, causal, is_layered
+
 _BLOCK = 256
 """Tokens that memory grows by."""
 
@@ -75,23 +74,21 @@ class LayerDecoder(Decoder):
     """
 
     def _begin(self, prompts: Tensor, prompt_mask: Tensor | None) -> Tensor:
+        self.layers = Layers(self.model)
         self.memory: list[tuple[Tensor, Tensor]] = []
         self.length = prompts.shape[1]
-        self.padding = torch.zeros(1, dtype=torch.long, device=prompts.device)
-        mask, places = None, torch.arange(self.length, device=prompts.device)
-        self._reach(self.length)
+        mask, places = None, torch.arange(self.length, device=prompts.device)[None]
         if prompt_mask is not None:
-            padding = (~prompt_mask).sum(1)
-            self.padding = padding.repeat_interleave(self.num_samples)
-            # Padding sees itself, for a row that saw nothing would be NaN.
-            sees = (places[:, None] >= places) & prompt_mask[:, None] | (places[:, None] == places)
-            mask, places = sees[:, None], (places - padding[:, None]).clamp(min=0)
+            self.padding = (~prompt_mask).sum(1).repeat_interleave(self.num_samples)
+            mask, places = causal(prompt_mask)
+        places = places.expand(prompts.shape).flatten()
+        cos, sin = self.layers.angles(self.length)
 
         def remember(number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             self.memory.append((key, value))
             return key, value
 
-        logits = self._through(prompts, places, mask, remember)
+        logits = self._through(prompts, (cos[places], sin[places]), mask, remember)
         self._make_room(min(self.num_tokens, _BLOCK), self.num_samples)
         return logits
 
@@ -101,15 +98,19 @@ class LayerDecoder(Decoder):
         if place == self.memory[0][0].shape[2]:
             self._make_room(_BLOCK)
         self.length += 1
-        places = (place - self.padding)[:, None]
-        mask = None if self.seen is None else self.seen[:, None, None, : self.length]
+        cos, sin = self.angles
+        if self.seen is None:
+            mask, angles = None, (cos[place : self.length], sin[place : self.length])
+        else:
+            places = place - self.padding
+            mask, angles = self.seen[:, None, None, : self.length], (cos[places], sin[places])
 
         def remember(number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = self.memory[number]
             keys[:, :, place : place + 1], values[:, :, place : place + 1] = key, value
             return keys[:, :, : place + 1], values[:, :, : place + 1]
 
-        return self._through(tokens, places, mask, remember)
+        return self._through(tokens, angles, mask, remember)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Decoder`."""
@@ -120,54 +121,28 @@ class LayerDecoder(Decoder):
     def _through(
         self,
         tokens: Tensor,
-        places: Tensor,
+        angles: tuple[Tensor, Tensor],
         mask: Tensor | None,
         remember: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
         """The last token's logits; `remember` is told a layer's new keys and values and answers with all of them."""
-        body: Any = self.model.model
-        cos, sin = (one[places].unsqueeze(-2) for one in self.angles)
-        hidden = body.embed_tokens(tokens).flatten(0, 1)
-        for number, layer in enumerate(body.layers):
-            attention, mlp = layer.self_attn, layer.mlp
-            normed = _norm(layer.input_layernorm, hidden)
-            query, key, value = (
-                _project(one, normed).unflatten(0, tokens.shape).unflatten(-1, (-1, attention.head_dim))
-                for one in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            if hasattr(attention, "q_norm"):
-                query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-            heads = [query.shape[2], key.shape[2]]
-            query, key = _rotate(torch.cat([query, key], 2), cos, sin).transpose(1, 2).split(heads, 1)
-            keys, values = remember(number, key, value.transpose(1, 2))
-            read = F.scaled_dot_product_attention(
-                query,
-                keys,
-                values,
-                mask,
-                is_causal=mask is None and tokens.shape[1] > 1,
-                scale=attention.scaling,
-                enable_gqa=heads[0] != heads[1],
-            )
-            hidden = hidden + _project(attention.o_proj, read.transpose(1, 2).flatten(2).flatten(0, 1))
-            normed = _norm(layer.post_attention_layernorm, hidden)
-            inner = mlp.act_fn(_project(mlp.gate_proj, normed)) * _project(mlp.up_proj, normed)
-            hidden = hidden + _project(mlp.down_proj, inner)
-        last = _norm(body.norm, hidden.unflatten(0, tokens.shape)[:, -1:])
-        logits: Tensor = self.model.lm_head(last)  # type: ignore[operator]
+        num, width = tokens.shape
+
+        def attend(number: int, *heads: Tensor) -> Tensor:
+            query, key, value = (one.view(num, width, *one.shape[1:]).transpose(1, 2) for one in heads)
+            read = self.layers.attention(query, *remember(number, key, value), mask)
+            return read.transpose(1, 2).reshape(num * width, -1)
+
+        hidden = self.layers(tokens.flatten(), *angles, attend).view(num, width, -1)[:, -1:]
+        logits: Tensor = self.model.lm_head(self.layers.normed(hidden))  # type: ignore[operator]
         return logits[:, -1]
 
     def _make_room(self, room: int, num_samples: int = 1) -> None:
         """Memory for more tokens, and what goes with it: rotary angles, and which of its places may be attended to."""
         self.memory = [(_roomy(key, room, num_samples), _roomy(value, room, num_samples)) for key, value in self.memory]
-        self._reach(self.length + room)
+        self.angles = self.layers.angles(self.length + room)
         if self.seen is not None:
             self.seen = F.pad(self.seen, (0, room), value=True)
-
-    def _reach(self, size: int) -> None:
-        body: Any = self.model.model
-        like = body.embed_tokens.weight[:1, None]
-        self.angles = [one[0] for one in body.rotary_emb(like, torch.arange(size, device=like.device)[None])]
 
 
 def open_decoder(
@@ -183,31 +158,6 @@ def open_decoder(
     """
     kind = LayerDecoder if is_layered(model) else Decoder
     return kind(model, prompts, prompt_mask, num_samples, num_tokens)
-
-
-def is_layered(model: nn.Module) -> bool:
-    """Whether the model is one of the Llama family as Hugging Face has it, with nothing put into it.
-
-    Adapters, quantized or parametrized layers, sliding windows, sharding, compilation, and hooks within its layers each make
-    it another model, which is left to its own forward.
-
-    >>> is_layered(LlamaForCausalLM(config))
-    True
-    """
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "model_type", None) not in _FAMILIES or not type(model).__module__.startswith(_PLAIN):
-        return False
-    body: Any = getattr(model, "model", None)
-    windows = config.sliding_window if config.model_type == "mistral" else None
-    if windows is not None or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
-        return False
-    if config._attn_implementation not in ("sdpa", "eager") or getattr(body.rotary_emb, "rope_type", "") != "default":
-        return False
-    layers = [module for layer in body.layers for module in layer.modules()]
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        for module in (body, body.norm, *layers)
-    ) and all(type(module).__module__.startswith(_PLAIN) for module in (body, *layers))
 
 
 def with_positions(tokens: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"] | None) -> dict[str, Int[Tensor, "N T"]]:
@@ -243,21 +193,3 @@ def _roomy(memory: Tensor, room: int, num_samples: int) -> Tensor:
     roomy = memory.new_empty(num * num_samples, num_heads, length + room, width)
     roomy.view(num, num_samples, num_heads, length + room, width)[..., :length, :] = memory[:, None]
     return roomy
-
-
-def _norm(module: Any, x: Tensor) -> Tensor:
-    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-def _project(linear: Any, x: Float[Tensor, "N width"]) -> Tensor:
-    """`linear(x)`. For few rows on a CPU, weights on the left are multiplied up to a third faster."""
-    weight, bias = linear.weight, linear.bias
-    if x.device.type != "cpu" or len(x) >= weight.shape[1]:
-        return F.linear(x, weight, bias)
-    out: Tensor = (weight @ x.T).T
-    return out if bias is None else out + bias
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin

@@ -73,7 +73,7 @@ class LoopConfig:
     reward_time_limit: float | None = 60.0
     """Seconds that one call of a reward may take."""
     stops_at_nonfinite: bool = True
-    """Raise when a gradient is not finite, instead of training on."""
+    """Raise before a step whose gradient is not finite, instead of training on; waits for the device once a step."""
 
     def __post_init__(self) -> None:
         if min(self.num_steps, self.num_prompts, self.num_samples, self.num_minibatches, self.num_passes) < 1:
@@ -177,10 +177,6 @@ def train(
             if critic is not None and batch.hidden is not None:
                 coefficient = getattr(objective.advantage, "kl_coefficient", 0.0)
                 critic.fit(batch.hidden, returns_to_go(penalised_rewards(batch, coefficient), batch.mask), batch.mask)
-        if config.stops_at_nonfinite and "gradient_norm" in metrics and not bool(metrics["gradient_norm"].isfinite()):
-            raise ValueError(
-                f"step {number}: a gradient is not finite; a lower learning rate or pre_clip=(1e-3, 1e3) keeps ratios sane"
-            )
         chosen = kept.nonzero().flatten().tolist()
         look(
             Step(
@@ -286,9 +282,11 @@ def update(
     """The optimizer steps on one rollout, whose advantages are known; returns metrics averaged over them.
 
     Each minibatch is an optimizer step of its own, with its own denominators. Without a generator, rows keep their order.
+    Raises ValueError, before the step, for a gradient that is not finite where the config says so.
     """
     also = objective.loss_needs & _SCORED | {"entropy"}
     size = -(-len(batch) // config.num_minibatches)
+    trained = [one for group in optimizer.param_groups for one in group["params"]]
     every: list[Metrics] = []
     for _ in range(config.num_passes):
         for rows in batch.split(size, generator):
@@ -298,7 +296,12 @@ def update(
             optimizer.zero_grad()
             loss, metrics = objective.loss(batch.select(rows).having(**scored))
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+            if config.stops_at_nonfinite and not bool(norm.isfinite()):
+                raise ValueError(
+                    f"step {batch.step}: a gradient is not finite, and the weights are those before this update; "
+                    "a lower learning rate or pre_clip=(1e-3, 1e3) keeps ratios sane"
+                )
             optimizer.step()
             every.append({**metrics, "gradient_norm": norm})
     return {f"policy/{name}" if name != "gradient_norm" else name: _mean(every, name) for name in every[0]}

@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.decoding import last_logits, open_decoder, with_positions
+from dynascope.rl.decoding import open_decoder
+from dynascope.rl.logits import group_logits
+from dynascope.rl.token_entropy import entropy_of, token_entropy
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """What configurations of Hugging Face's call a cap or a factor of logits."""
@@ -126,9 +128,9 @@ def sample(
     A prompt runs through the model once, whatever the number of its samples, and completions that have ended are left out
     of the work as soon as they are half of it. Temperature 0 takes the likeliest token, with log-probabilities at
     temperature 1. `process(tokens so far, logits)` has the signature of Hugging Face's logits processors, sees the
-    completions that are still worked on, and changes what is drawn from, after the temperature. Draws come from `generator`
-    alone; the model's mode is put back. `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to
-    whoever needs it.
+    completions that are still worked on, and changes what is drawn from, before the temperature as there. Draws come from
+    `generator` alone, or on another device than its own from one there that it seeds; the model's mode is put back.
+    `keeps_hidden` keeps what reached the unembedding, which saves a forward pass to whoever needs it.
 
     Raises ValueError for no samples, no tokens, a negative temperature, or a model whose logits are NaN.
 
@@ -138,7 +140,10 @@ def sample(
         raise ValueError(f"num_samples={num_samples} and max_new_tokens={max_new_tokens}: both must be at least 1")
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must not be negative")
-    num, device = len(prompts) * num_samples, prompts.device
+    num, device, scale = len(prompts) * num_samples, prompts.device, temperature or 1.0
+    if generator is not None and generator.device.type != device.type:
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        generator = torch.Generator(device).manual_seed(int(seed))
     # Of the completions that are still decoded: which they are, and whether they go on.
     rows, is_alive = torch.arange(num, device=device), torch.ones(num, dtype=torch.bool, device=device)
     stretches: list[_Stretch] = [(rows, [])]
@@ -150,22 +155,14 @@ def sample(
     try:
         decoder = open_decoder(model, prompts, prompt_mask, num_samples, max_new_tokens)
         logits = decoder.logits
-        if bool(logits.isnan().any()):
-            raise ValueError(
-                "the model's logits are NaN: go back to weights that are finite, and to a lower learning rate"
-            )
         if keeps_hidden:
             caught[0] = caught[0].repeat_interleave(num_samples, 0)
         history = prompts.repeat_interleave(num_samples, 0)
         for place in range(max_new_tokens):
-            log_probs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
+            log_probs = (logits.float() / scale).log_softmax(-1)
             # The very same tensor where nothing is changed, so that the two records agree to the bit.
-            draw_from = log_probs if process is None else process(history, log_probs).log_softmax(-1)
-            token = (
-                draw_from.argmax(-1, keepdim=True)
-                if temperature == 0
-                else torch.multinomial(draw_from.exp(), 1, generator=generator)
-            )
+            draw_from = log_probs if process is None else (process(history, logits.float()) / scale).log_softmax(-1)
+            token = draw_from.argmax(-1, keepdim=True) if temperature == 0 else _draw(draw_from.exp(), generator)
             drawn = token.masked_fill(~is_alive[:, None], pad_token)
             behaviour = log_probs.gather(1, token)[:, 0]
             told = {
@@ -198,6 +195,8 @@ def sample(
             hook.remove()
 
     whole = _side_by_side(stretches, num, {"tokens": pad_token})
+    if bool((whole["sampling_log_probs"].isnan() & whole["mask"]).any()):
+        raise ValueError("the model's logits are NaN: go back to weights that are finite, and to a lower learning rate")
     width = int(whole["mask"].any(0).sum())
     return Rollout.of_prompts(
         prompts,
@@ -209,6 +208,17 @@ def sample(
         weights_version=weights_version,
         **{name: values[:, :width] for name, values in whole.items()},
     )
+
+
+def _draw(weights: Float[Tensor, "N vocabulary"], generator: torch.Generator | None) -> Int[Tensor, "N 1"]:
+    if weights.device.type != "cpu":
+        return torch.multinomial(weights, 1, generator=generator)
+    # One random number a row: multinomial wants one a token of the vocabulary.
+    below = weights.cumsum(-1)
+    # In (0, 1], so that what is found has itself a weight above 0.
+    reached = below[:, -1:] * (1 - torch.rand(len(weights), 1, generator=generator))
+    # Of NaN nothing is found; what was drawn then is told to be NaN in the end.
+    return torch.searchsorted(below, reached).clamp(max=weights.shape[1] - 1)
 
 
 def _side_by_side(stretches: Sequence[_Stretch], num: int, fills: Mapping[str, int]) -> dict[str, Tensor]:
@@ -249,7 +259,7 @@ def score(
     head: Any = model.get_output_embeddings() if wants_hidden else None  # type: ignore[operator]
     hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0])) if wants_hidden else None
     try:
-        logits = completion_logits(model, rollout.prompts, rollout.prompt_mask, rollout.tokens).float()
+        logits = group_logits(model, rollout.prompts, rollout.prompt_mask, rollout.tokens, rollout.group_ids).float()
     finally:
         if hook is not None:
             hook.remove()
@@ -257,10 +267,7 @@ def score(
         logits = logits / rollout.temperature
     told = {"log_probs": -nn.functional.cross_entropy(logits.mT, rollout.tokens, reduction="none")}
     if "entropy" in also:
-        with torch.set_grad_enabled(differentiable_entropy and torch.is_grad_enabled()):
-            own = logits if differentiable_entropy else logits.detach()
-            log_probs = own.log_softmax(-1)
-            told["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
+        told["entropy"] = entropy_of(logits.log_softmax(-1)) if differentiable_entropy else token_entropy(logits)
     if "logits" in also:
         told["logits"] = logits
     if wants_hidden:
@@ -288,22 +295,3 @@ def unembedding(model: nn.Module) -> Float[Tensor, "vocabulary width"]:
         )
     weight: Tensor = head.weight
     return weight
-
-
-def completion_logits(
-    model: nn.Module,
-    prompts: Int[Tensor, "N P"],
-    prompt_mask: Bool[Tensor, "N P"],
-    completions: Int[Tensor, "N T"],
-) -> Float[Tensor, "N T vocabulary"]:
-    """The logits that predict each token of completions, padded on the right, behind prompts padded on the left.
-
-    >>> log_probs = completion_logits(model, prompts, prompt_mask, completions).log_softmax(-1)
-    """
-    width = completions.shape[1]
-    is_padded = not bool(prompt_mask.all()) if prompts.device.type == "cpu" else True
-    before = completions[:, :-1]  # nothing is asked of the last token
-    seen = torch.cat([prompt_mask, torch.ones_like(before).bool()], 1) if is_padded else None
-    inputs = with_positions(torch.cat([prompts, before], 1), seen)
-    logits: Tensor = model(**inputs, use_cache=False, **last_logits(model, width)).logits
-    return logits[:, logits.shape[1] - width :]

@@ -12,8 +12,9 @@ from dynascope.nn.shared_prefix.attention import Backend
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped
 from dynascope.nn.shared_prefix.tree import PrefixTree
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.prompt_groups import PromptGroups
-from dynascope.rl.rollout import completion_logits
+from dynascope.rl.token_entropy import entropy_of
 
 
 def pays(layout: SharedPrefix) -> bool:
@@ -124,8 +125,7 @@ def _of_cells(
     if not entropy:
         return log_probs, None
     with torch.set_grad_enabled(differentiable_entropy and torch.is_grad_enabled()):
-        all_of_them = logits - normalizer[:, None]
-        return log_probs, -(all_of_them.exp() * all_of_them).sum(-1)[cell_of]
+        return log_probs, entropy_of(logits - normalizer[:, None])[cell_of]
 
 
 def _placed(log_probs: Tensor, entropies: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import teacher_credit
 from dynascope.rl.kl import KLTerm, kl_estimate
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.objective import PolicyObjective
-from dynascope.rl.rollout import Rollout, completion_logits, score
+from dynascope.rl.rollout import Rollout, score
 
 LOWEST = -20.0
 """R of a token that a teacher does not list, in nats."""

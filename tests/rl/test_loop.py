@@ -159,8 +159,10 @@ def test_a_gradient_that_is_not_finite_ends_training_in_one_line(tiny_llama: Any
         def __call__(self, batch: PolicyBatch) -> torch.Tensor:
             return torch.full_like(batch.rewards, torch.inf)
 
+    before = copy.deepcopy(tiny_llama.state_dict())
     with pytest.raises(ValueError, match="step 0: a gradient is not finite"):
         run(tiny_llama, grpo.having(advantage=Explodes()))
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_llama.state_dict().items())
 
 
 def test_reinforce_pp_takes_one_completion_a_prompt(tiny_llama: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dynascope.rl.monitors import learnable_groups, watch_rollout
-from dynascope.rl.rollout import Rollout, sample, score, unembedding
+from dynascope.rl.rollout import Rollout, _draw, sample, score, unembedding
 from dynascope.rl.tasks.arithmetic import STOP, encode
 
 
@@ -83,6 +83,40 @@ def test_draws_follow_the_distribution(tiny_llama: Any) -> None:
     probabilities = score(tiny_llama, rollout.select(torch.tensor([0])), {"logits"})["logits"][0, 0].softmax(-1)
     shares = rollout.tokens[:, 0].bincount(minlength=len(probabilities)) / 20_000
     assert (shares - probabilities).abs().max() < 0.015
+
+
+def test_what_cannot_be_drawn_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
+    found = []
+    for number in (0.0, 0.5, 0.75, 0.76, 1 - 2**-24):  # the least and the greatest that torch.rand gives among them
+        monkeypatch.setattr(torch, "rand", lambda *size, number=number, **settings: torch.full(size, number))
+        found.append(int(_draw(weights, None)))
+    assert found == [3, 3, 1, 1, 1]
+
+
+def test_logits_that_become_nan_on_the_way_are_told(tiny_llama: Any) -> None:
+    with pytest.raises(ValueError, match="logits are NaN"):
+        drawn(tiny_llama, process=lambda history, logits: logits * (torch.nan if history.shape[1] > 6 else 1.0))
+
+
+def test_processors_come_before_the_temperature_as_hugging_faces_do(tiny_llama: Any) -> None:
+    seen = []
+    drawn(tiny_llama, temperature=0.5, max_new_tokens=1, process=lambda history, logits: seen.append(logits) or logits)
+    plain = []
+    drawn(tiny_llama, temperature=1.0, max_new_tokens=1, process=lambda history, logits: plain.append(logits) or logits)
+    assert torch.equal(seen[0], plain[0])
+
+
+def test_a_token_that_is_ruled_out_has_no_part_in_the_entropy(tiny_llama: Any) -> None:
+    tiny_llama.lm_head.register_forward_hook(
+        lambda module, args, logits: logits.masked_fill(torch.arange(logits.shape[-1]) == 3, -torch.inf)
+    )
+    rollout = drawn(tiny_llama)
+    for is_differentiable in (False, True):
+        entropy = score(tiny_llama, rollout, {"entropy"}, differentiable_entropy=is_differentiable)["entropy"]
+        assert entropy.isfinite().all()
+    entropy.sum().backward()
+    assert all(one.grad is None or one.grad.isfinite().all() for one in tiny_llama.parameters())
 
 
 def test_hidden_states_and_unembedding_give_the_logits(tiny_llama: Any) -> None:

@@ -15,34 +15,6 @@ Scope = Literal["minibatch", "rollout", "all ranks"]
 _SMALLEST = 1e-8
 
 
-@torch.no_grad()
-def token_entropy(
-    logits: Float[Tensor, "N T V"], mask: Bool[Tensor, "N T"] | None = None, *, chunk: int = 1024
-) -> Float[Tensor, "N T"]:
-    """Entropy of the whole next-token distribution, in nats, `chunk` tokens at a time; padding is 0, and not worked out.
-
-    log Σ exp z − Σ p z, so that no second tensor of the size of the logits is ever held. float32 at least. Raises
-    ValueError for a chunk below 1.
-
-    >>> token_entropy(torch.zeros(1, 1, 4))
-    tensor([[1.3863]])
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk}: at least 1 token at a time")
-    flat = logits.flatten(0, 1)
-    rows = torch.arange(len(flat), device=logits.device) if mask is None else mask.flatten().nonzero()[:, 0]
-    entropy = torch.zeros(len(flat), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    for part in rows.split(chunk):
-        scores = flat[part].to(entropy.dtype)
-        # Subtracting the largest first: the difference of two large numbers would lose a small entropy.
-        scores = scores - scores.amax(-1, keepdim=True)
-        weights = scores.exp()
-        total = weights.sum(-1)
-        # A token that cannot be drawn has 0 · −inf.
-        entropy[part] = total.log() - (weights * scores.nan_to_num(neginf=0.0)).sum(-1) / total
-    return entropy.view(logits.shape[:2])
-
-
 @dataclass(frozen=True)
 class EntropyStats:
     """Where tokens' log-entropies lie: what turns an entropy into a signal, 0-dimensional tensors on the device."""

@@ -19,9 +19,10 @@ from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.interleaving.demonstrations import DemoBudget, DemonstrationSource
 from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, gathered, hardest_questions
 from dynascope.rl.interleaving.schedules import Schedule
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.loop import Step, Task
 from dynascope.rl.objective import Metrics, PolicyObjective
-from dynascope.rl.rollout import completion_logits, sample
+from dynascope.rl.rollout import sample
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynascope.rl.rollout import completion_logits
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.tasks.arithmetic import PAD, STOP, Arithmetic, encode
 
 

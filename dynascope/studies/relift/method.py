@@ -18,9 +18,9 @@ from dynascope.record import Series
 from dynascope.rl.interleaving.demonstrations import Demonstrations
 from dynascope.rl.interleaving.interleave import FineTuning, Interleaver, WithDemonstrations
 from dynascope.rl.interleaving.mixed_policy import DemonstrationsInGroups
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout
 from dynascope.rl.presets import luffy, relift_rl
-from dynascope.rl.rollout import completion_logits
 from dynascope.rl.tasks.arithmetic import Arithmetic, Sum
 from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.rl.tasks.difficulty import STRATA, DifficultyProbe, DifficultyProfile

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.entropy.signal import EntropySignal, EntropyStats, token_entropy
+from dynascope.rl.entropy.signal import EntropySignal, EntropyStats
 from dynascope.rl.objective import LossView
+from dynascope.rl.token_entropy import token_entropy
 
 BY_HAND = torch.tensor([[0.01, 0.1, 0.5, 1.0, 2.0]])
 

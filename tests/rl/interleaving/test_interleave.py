@@ -20,10 +20,10 @@ from dynascope.rl.interleaving.interleave import (
     fine_tune,
     prompt_of,
 )
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.loop import LoopConfig, train
 from dynascope.rl.monitors import learnable_groups
 from dynascope.rl.presets import dapo, dr_grpo, grpo, relift_rl
-from dynascope.rl.rollout import completion_logits
 from dynascope.rl.tasks.arithmetic import Arithmetic, Sum
 from dynascope.rl.tasks.gsm8k import WordProblems
 

@@ -11,9 +11,10 @@ import torch
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.interleaving.demonstrations import Demonstrations
 from dynascope.rl.interleaving.mixed_policy import DemonstrationsInGroups
+from dynascope.rl.logits import completion_logits
 from dynascope.rl.loop import LoopConfig, Step, draw_rollout, train
 from dynascope.rl.presets import grpo, luffy, relift_rl
-from dynascope.rl.rollout import completion_logits, score
+from dynascope.rl.rollout import score
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.gsm8k import WordProblems
 
