@@ -186,7 +186,7 @@ def test_sizes_and_folders_are_checked_before_anything_is_trained(tmp_path: Path
 def test_demonstrations_are_counted_where_an_objective_learns_from_them(tmp_path: Path) -> None:
     done = compare(
         ["grpo", "relift_rl", "relift", "luffy"], preset="smoke", seeds=1, jobs=1, root=tmp_path,
-        overrides={"base_steps": 5, "num_steps": 4, "test_problems": 2},
+        overrides={"base_steps": 1, "num_steps": 4, "test_problems": 2},
     )  # fmt: skip
     assert not done.failures
     records = done.runs[0]
