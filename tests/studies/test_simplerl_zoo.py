@@ -10,11 +10,14 @@ from fabricated import fabricate
 
 from dynascope.rl.tasks.reward_rules import RewardRule
 from dynascope.studies import Runs, load_study
+from dynascope.studies.harness.verdict import judge
 from dynascope.studies.simplerl_zoo.bandits import difficulty_bandit, format_bandit
+from dynascope.studies.simplerl_zoo.claims import TRAINED
 from dynascope.studies.simplerl_zoo.method import Config
 from dynascope.studies.simplerl_zoo.task import CheckLabeller, StyledArithmetic, StyledSum, is_boxed
 
 STUDY = load_study("simplerl-zoo")
+CLAIMS = {claim.id: claim for claim in STUDY.claims}
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -31,11 +34,14 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
             arms[arm] = {"bandit/correct": np.linspace(0.15, last + noise, 41), "bandit/gain": np.array([gains])}
             continue
         is_bad = arm == "weak-hard"
-        first = 0.35 if (arm == "cold-long") == is_effect else 0.2
-        last = {"weak-strict": 0.35, "cold-long": 0.5, "weak-hard": 0.2}.get(arm, 0.7)
+        is_cold = arm in ("cold-short", "cold-long")
+        first = 0.35 if is_cold == is_effect else 0.2
+        last = {"weak-strict": 0.35, "cold-long": 0.5, "cold-short": 0.6, "weak-hard": 0.2, "weak-easy": 0.5}.get(
+            arm, 0.7
+        )
         if not is_effect:  # the hard run learns and nothing else does
             first, last = 0.2, 0.6 if arm == "weak-hard" else 0.15 if arm in ("weak", "middle", "strong") else 0.4
-            first = 0.1 if arm == "cold-long" else first
+            first = 0.1 if is_cold else first
         course = np.linspace(first, last + noise, 4)
         num = 60
         cut = np.linspace(0.02, 0.5 if is_bad and is_effect else 0.02, num)
@@ -43,8 +49,9 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
         arms[arm] = {
             "benchmark/correct": course,
             "benchmark/pass_at_k": np.stack([np.linspace(one, one + 0.1, 4) for one in course]),
+            "benchmark/length": np.linspace(20, 15 if (arm == "weak-easy") == is_effect else 22, 4),
             "rollout/truncated": cut,
-            "rollout/behaviours": np.full(num, (0.05 if (arm == "cold-long") == is_effect else 0.3) + noise),
+            "rollout/behaviours": np.full(num, (0.05 if is_cold == is_effect else 0.3) + noise),
             "rollout/learnable": np.full(num, 0.02 if told_of else 0.5),
             "rollout/solved": np.full(num, 0.0),
             "rollout/unsolved": np.full(num, 0.98 if told_of else 0.5),
@@ -56,6 +63,30 @@ class TestStudy(StudyTests):
     study = STUDY
     world = staticmethod(world)
     num_figures = 7
+
+
+@pytest.mark.parametrize("is_mute", [True, False])
+def test_monitors_that_are_mute_or_cry_wolf_tell_nothing_apart(is_mute: bool, tmp_path: Path) -> None:
+    def records(seed: int) -> Runs:
+        arms = {
+            arm: {
+                "benchmark/correct": np.linspace(0.2, 0.2 if arm.startswith("weak-") else 0.7, 4),
+                "rollout/learnable": np.full(60, 0.5 if is_mute else 0.02),
+                "rollout/solved": np.full(60, 0.0),
+                "rollout/unsolved": np.full(60, 0.5 if is_mute else 0.98),
+            }
+            for arm in TRAINED
+        }
+        return fabricate(tmp_path / str(seed), arms)
+
+    judgement = judge(CLAIMS["C4-monitors"], [records(seed) for seed in range(3)])
+    assert (judgement.measured, judgement.holds) == (0.0, False)
+
+
+@pytest.mark.parametrize("gains", [[4.0, 3.0, 2.0, 1.0], [3.0, 4.0, 9.0, 0.0]])
+def test_the_weak_learner_has_to_gain_most_at_the_middle(gains: list[float], tmp_path: Path) -> None:
+    runs = fabricate(tmp_path, {"difficulty-bandit-weak": {"bandit/gain": np.array([gains])}})
+    assert judge(CLAIMS["B1-weak"], [runs, runs]).holds is False
 
 
 def test_styles_are_no_matter_to_what_is_right() -> None:

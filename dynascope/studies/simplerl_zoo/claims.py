@@ -3,18 +3,13 @@
 import numpy as np
 
 from dynascope.findings.detector import Follower
-from dynascope.findings.zero_rl import (
-    FormatPressure,
-    KeywordIllusion,
-    LengthCollapse,
-    UnhealthyGrowth,
-    UnsuitableQuestions,
-)
+from dynascope.findings.zero_rl import FormatPressure, LengthCollapse, UnhealthyGrowth, UnsuitableQuestions
 from dynascope.record import Record
 from dynascope.studies.harness import Claim, Runs
 
 ZOO = ("weak", "middle", "strong")
-TRAINED = (*ZOO, "weak-strict", "weak-easy", "weak-hard", "cold-short", "cold-long")
+COLD = ("cold-short", "cold-long")
+TRAINED = (*ZOO, "weak-strict", "weak-easy", "weak-hard", *COLD)
 
 
 def course(record: Record) -> np.ndarray:
@@ -53,17 +48,23 @@ def verified(record: Record) -> float:
 
 def warnings(record: Record) -> list[str]:
     """What the detectors of zero RL warn of."""
-    kinds = (UnhealthyGrowth, LengthCollapse, FormatPressure, UnsuitableQuestions, KeywordIllusion)
+    kinds = (UnhealthyGrowth, LengthCollapse, FormatPressure, UnsuitableQuestions)
     told = Follower(record, lambda: [kind() for kind in kinds]).new_findings()
     return [finding.id for finding in told if finding.severity == "warning"]
 
 
-def judged(runs: Runs) -> list[float]:
-    """For each run that gained less than 0.02 whether it was warned of, for each that gained 0.1 or more whether it was not."""
+def told_apart(runs: Runs) -> float | None:
+    """Share warned of among the runs that gained less than 0.02, less that among those that gained 0.1 or more."""
     gains = {arm: gain(runs[arm]) for arm in TRAINED}
-    collapsed = [float(bool(warnings(runs[arm]))) for arm in TRAINED if gains[arm] < 0.02]
-    healthy = [float(not warnings(runs[arm])) for arm in TRAINED if gains[arm] >= 0.1]
-    return collapsed + healthy
+    collapsed = [bool(warnings(runs[arm])) for arm in TRAINED if gains[arm] < 0.02]
+    healthy = [bool(warnings(runs[arm])) for arm in TRAINED if gains[arm] >= 0.1]
+    return float(np.mean(collapsed) - np.mean(healthy)) if collapsed and healthy else None
+
+
+def lengthened(record: Record) -> float:
+    """By how many tokens the answers to two-digit sums grew."""
+    values = record["benchmark/length"].values
+    return float(values[-1] - values[0])
 
 
 def skill_gained(runs: Runs, arm: str) -> np.ndarray:
@@ -97,9 +98,10 @@ CLAIMS = [
         statement="A weak learner gains most from moderately hard questions.",
         source="Section 3.2 (as arithmetic)",
         paper_value=None,
-        quantity="skill gained at difficulty 2 less that at 0",
+        quantity="skill gained at difficulty 2 less the most at any other",
         measure=lambda runs: float(
-            skill_gained(runs, "difficulty-bandit-weak")[1] - skill_gained(runs, "difficulty-bandit-weak")[0]
+            skill_gained(runs, "difficulty-bandit-weak")[1]
+            - np.delete(skill_gained(runs, "difficulty-bandit-weak"), 1).max()
         ),
         op=">",
         threshold=0.0,
@@ -155,6 +157,26 @@ CLAIMS = [
         threshold=0.1,
     ),
     Claim(
+        id="C2-easy",
+        statement="Questions that are too easy teach it less than those of the right difficulty.",
+        source="Section 3.2",
+        paper_value=None,
+        quantity="accuracy after RL, medium less easy questions",
+        measure=lambda runs: float(course(runs["weak"])[-1] - course(runs["weak-easy"])[-1]),
+        op=">",
+        threshold=0.0,
+    ),
+    Claim(
+        id="C2-easy-length",
+        statement="They make its answers shorter.",
+        source="Section 3.2",
+        paper_value=None,
+        quantity="tokens by which answers to two-digit sums grow, easy less medium questions",
+        measure=lambda runs: lengthened(runs["weak-easy"]) - lengthened(runs["weak"]),
+        op="<",
+        threshold=0.0,
+    ),
+    Claim(
         id="C3-gain",
         statement="The recipe lifts every base.",
         source="Table 1",
@@ -176,22 +198,21 @@ CLAIMS = [
     ),
     Claim(
         id="C4-monitors",
-        statement="The monitors tell runs that learn nothing from those that do.",
+        statement="The monitors warn of runs that learn nothing, and of none that learns.",
         source="Section 2.4, appendix C",
         paper_value=None,
-        quantity="runs warned of rightly, or rightly not",
-        measure=judged,
+        quantity="share warned of, of runs that gained less than 0.02 less that of runs that gained 0.1 or more",
+        measure=told_apart,
         op=">=",
         threshold=0.8,
-        statistic="share",
     ),
     Claim(
         id="C5-start",
-        statement="Fine-tuning on short chains first gives a better start.",
+        statement="Fine-tuning on short chains first, a little or long, gives a better start.",
         source="Section 3.3",
         paper_value=None,
-        quantity="accuracy before RL, long cold start less none",
-        measure=lambda runs: float(course(runs["cold-long"])[0] - course(runs["weak"])[0]),
+        quantity="accuracy before RL, short and long cold start less none",
+        measure=lambda runs: [float(course(runs[arm])[0] - course(runs["weak"])[0]) for arm in COLD],
         op=">",
         threshold=0.0,
     ),
@@ -200,8 +221,8 @@ CLAIMS = [
         statement="And a lower end.",
         source="Section 3.3",
         paper_value=None,
-        quantity="accuracy after RL, none less long cold start",
-        measure=lambda runs: float(course(runs["weak"])[-1] - course(runs["cold-long"])[-1]),
+        quantity="accuracy after RL, none less short and long cold start",
+        measure=lambda runs: [float(course(runs["weak"])[-1] - course(runs[arm])[-1]) for arm in COLD],
         op=">",
         threshold=0.0,
     ),
@@ -210,8 +231,8 @@ CLAIMS = [
         statement="And fewer behaviours of reasoning.",
         source="Section 3.3",
         paper_value=None,
-        quantity="share of responses with a check after RL, none less long cold start",
-        measure=lambda runs: verified(runs["weak"]) - verified(runs["cold-long"]),
+        quantity="share of responses with a check after RL, none less short and long cold start",
+        measure=lambda runs: [verified(runs["weak"]) - verified(runs[arm]) for arm in COLD],
         op=">",
         threshold=0.0,
     ),
