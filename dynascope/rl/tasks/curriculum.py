@@ -3,6 +3,7 @@
 A group of G answers teaches only when it holds both right and wrong ones: with probability 1 − p^G − (1 − p)^G.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
@@ -67,6 +68,8 @@ class QueryDifficultySelector(Sampler[int]):
         pass_rate: The base model's, of every query of the data set, or static levels turned into rates.
         low, high: The band.
         memory: Share of the old estimate that a new group of answers leaves; 1 never learns (a static choice), 0 forgets.
+        explore: Queries from outside the band in a pass, as a share of those within: what was too hard, or fell out by
+            chance, comes back only by being asked again. 0 for a static choice.
         seed: Of the order; each pass over it has another one.
 
     It is a PyTorch sampler; `indices()` goes into `Dataset.select` of Hugging Face and `torch.utils.data.Subset`. When
@@ -84,15 +87,16 @@ class QueryDifficultySelector(Sampler[int]):
         low: float = 1 / 8,
         high: float = 7 / 8,
         memory: float = 0.5,
+        explore: float = 0.1,
         seed: int = 0,
     ) -> None:
         if not len(pass_rate) or not bool(((pass_rate >= 0) & (pass_rate <= 1)).all()):
             raise ValueError("pass rates must lie between 0 and 1, of one query at least")
-        if not 0 <= memory <= 1:
-            raise ValueError(f"memory={memory} is a share: between 0 and 1")
+        if not 0 <= memory <= 1 or not 0 <= explore <= 1:
+            raise ValueError(f"memory={memory} and explore={explore} are shares: between 0 and 1")
         in_band(pass_rate, low, high)
         self.pass_rate = pass_rate.float().clone()
-        self.low, self.high, self.memory = low, high, memory
+        self.low, self.high, self.memory, self.explore = low, high, memory, explore
         self._generator = torch.Generator().manual_seed(seed)
 
     @classmethod
@@ -109,7 +113,15 @@ class QueryDifficultySelector(Sampler[int]):
         return chosen.nonzero().flatten().tolist()
 
     def update(self, queries: Sequence[int], correct: Bool[Tensor, "queries samples"]) -> None:
-        """Learn from answers to queries, by their places in the data set; a query that comes twice counts twice."""
+        """Learn from answers to queries, by their places in the data set; a query that comes twice counts twice.
+
+        Raises ValueError for queries without answers, and for places outside the data set.
+        """
+        if correct.ndim != 2 or not correct.shape[1]:
+            raise ValueError(f"correct has shape {tuple(correct.shape)}; a query's rate needs an answer at least")
+        outside = [query for query in queries if not 0 <= query < len(self.pass_rate)]
+        if outside:
+            raise ValueError(f"queries {outside[:5]} are not among the {len(self.pass_rate)} of the data set")
         for query, rate in zip(queries, correct.float().mean(1).tolist(), strict=True):
             self.pass_rate[query] = self.memory * self.pass_rate[query] + (1 - self.memory) * rate
 
@@ -118,11 +130,18 @@ class QueryDifficultySelector(Sampler[int]):
         return float(learnable_share(self.pass_rate[self.indices()], num_samples).mean())
 
     def __len__(self) -> int:
-        return len(self.indices())
+        chosen = self.indices()
+        return len(chosen) + self._num_explored(len(chosen))
 
     def __iter__(self) -> Iterator[int]:
         chosen = torch.tensor(self.indices())
-        yield from chosen[torch.randperm(len(chosen), generator=self._generator)].tolist()
+        others = torch.ones_like(self.pass_rate, dtype=torch.bool).index_fill(0, chosen, False).nonzero().flatten()
+        explored = others[torch.randperm(len(others), generator=self._generator)[: self._num_explored(len(chosen))]]
+        drawn = torch.cat([chosen, explored])
+        yield from drawn[torch.randperm(len(drawn), generator=self._generator)].tolist()
+
+    def _num_explored(self, num_chosen: int) -> int:
+        return min(math.ceil(self.explore * num_chosen), len(self.pass_rate) - num_chosen)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What later draws depend on."""

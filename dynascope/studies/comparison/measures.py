@@ -41,6 +41,7 @@ def demonstrations(record: Record) -> float:
 
 
 MEASURES = {
+    "reward": lambda record: at_end(record, "rollout/reward"),
     "correct": lambda record: at_end(record, "test/correct"),
     "pass_at_most": most_tried,
     "chain": lambda record: at_end(record, "test/chain"),
@@ -60,6 +61,7 @@ class Estimate:
 
     mean: float
     ci95: tuple[float, float] | None
+    num_samples: int
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Estimate | None":
@@ -67,7 +69,7 @@ class Estimate:
         known = [one for one in samples if np.isfinite(one)]
         if not known:
             return None
-        return cls(float(np.mean(known)), student_interval(known) if len(known) > 1 else None)
+        return cls(float(np.mean(known)), student_interval(known) if len(known) > 1 else None, len(known))
 
 
 @dataclass(frozen=True)
@@ -135,4 +137,6 @@ class Comparison:
 
 
 def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else {"mean": estimate.mean, "ci95": estimate.ci95 and list(estimate.ci95)}
+    if estimate is None:
+        return None
+    return {"mean": estimate.mean, "ci95": estimate.ci95 and list(estimate.ci95), "samples": estimate.num_samples}

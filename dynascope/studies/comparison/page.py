@@ -14,9 +14,10 @@ from dynascope.report.charts import PALETTE, Section
 from dynascope.report.page import check_output, whole_page, write
 from dynascope.report.pictures import QUIET, TextPage
 from dynascope.studies.comparison.measures import Comparison, Estimate
-from dynascope.studies.harness.curves import Rows, curves, tries
+from dynascope.studies.harness.curves import Rows, curves, tries, with_intervals
 
 COLUMNS = {
+    "reward": "reward",
     "correct": "right",
     "pass_at_most": "pass@most",
     "chain": "chains",
@@ -28,10 +29,13 @@ COLUMNS = {
     "tokens_per_second": "tokens/s",
 }
 EXPLAINED = (
-    "right: share of right answers at the end; pass@most: chance that one of the most tries is right; chains: share whose "
-    "every step is right; KL to the start model and entropy in nats a token; shown: demonstrations used; ±: half the 95 % "
-    "interval over seeds (Student's t); leads are of right answers over the first objective, paired by seeds"
+    "reward: of the last tenth of the rollouts; right: share of right answers at the end; pass@most: chance that one of the "
+    "most tries is right; chains: share whose every step is right; KL to the start model and entropy in nats a token; shown: "
+    "demonstrations used; ±: half the 95 % interval over seeds (Student's t), of so many seeds where some have no number; "
+    "leads are of right answers over the first objective, paired by seeds"
 )
+
+BANDS = "Means over seeds; bands are their 95 % intervals."
 
 CURVES = {
     "Reward": ("Learning", "rollout/reward", "Of a rollout."),
@@ -83,18 +87,20 @@ def _rows(comparison: Comparison) -> list[list[str]]:
     return [
         [
             name,
-            *(_told(comparison.measure(name, measure)) for measure in columns),
-            "" if name == first else _told(comparison.lead(name), sign="+"),
+            *(_told(comparison.measure(name, measure), len(comparison.runs)) for measure in columns),
+            "" if name == first else _told(comparison.lead(name), len(comparison.runs), sign="+"),
         ]
         for name in comparison.objectives
     ]
 
 
-def _told(estimate: Estimate | None, sign: str = "") -> str:
+def _told(estimate: Estimate | None, seeds: int, sign: str = "") -> str:
     if estimate is None:
         return "–"
-    mean = _short(estimate.mean, sign)
-    return mean if estimate.ci95 is None else f"{mean}±{_short((estimate.ci95[1] - estimate.ci95[0]) / 2)}"
+    told = _short(estimate.mean, sign)
+    if estimate.ci95 is not None:
+        told += f"±{_short((estimate.ci95[1] - estimate.ci95[0]) / 2)}"
+    return told if estimate.num_samples == seeds else f"{told} ({estimate.num_samples} of {seeds})"
 
 
 def _short(value: float, sign: str = "") -> str:
@@ -127,7 +133,7 @@ def figures(comparison: Comparison) -> list[Section]:
         rows = _over_steps(comparison, series)
         if rows:
             sections.setdefault(section, []).append(
-                draw(title, f"{subtitle} Mean and range over seeds.", rows, _lines(comparison))
+                draw(title, f"{subtitle} {BANDS}", with_intervals(rows, "step"), _lines(comparison))
             )
     if any(comparison.runs):
         sections["Learning"].append(_pass_at_k(comparison))
@@ -155,26 +161,26 @@ def _colour(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _lines(comparison: Comparison) -> alt.LayerChart:
-    told = _colour(comparison.objectives)
-    x = alt.X("step:Q", title="step")
-    band = alt.Chart().mark_area(opacity=0.12).encode(x=x, y="min(value):Q", y2="max(value):Q", color=told["color"])
-    line = (
-        alt.Chart().mark_line().encode(x=x, y=alt.Y("mean(value):Q", title=None, scale=alt.Scale(zero=False)), **told)
-    )
-    return band + line
+    return _banded(alt.X("step:Q", title="step"), _colour(comparison.objectives))
+
+
+def _banded(x: alt.X, told: dict[str, Any], **line: Any) -> alt.LayerChart:
+    band = alt.Chart().mark_area(opacity=0.12).encode(x=x, y="low:Q", y2="high:Q", color=told["color"])
+    means = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=False))
+    return band + alt.Chart().mark_line(**line).encode(x=x, y=means, **told)
 
 
 def _pass_at_k(comparison: Comparison) -> Chart:
     """pass@k at the end, and before training."""
     names = {name: name for name in comparison.objectives}
-    # All start alike, so that every one tells of the time before.
-    rows = tries(comparison.runs, names) + tries(comparison.runs, dict.fromkeys(names, "before training"), place=0)
-    chart = alt.Chart().mark_line(point=True)
+    # All start alike, so that any one tells of a seed's time before.
+    before = tries(comparison.runs, dict.fromkeys(names, "before training"), place=0)
+    rows = tries(comparison.runs, names) + list({(row["k"], row["seed"]): row for row in before}.values())
     ks = sorted({int(str(row["k"])) for row in rows})
     x = alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="answers (k)", axis=alt.Axis(values=ks, format="d"))
-    y = alt.Y("mean(value):Q", title=None, scale=alt.Scale(zero=False))
-    told = _colour([*comparison.objectives, "before training"])
-    return draw("pass@k", "Chance that one of k answers is right, at the end.", rows, chart.encode(x=x, y=y, **told))
+    chart = _banded(x, _colour([*comparison.objectives, "before training"]), point=True)
+    subtitle = f"Chance that one of k answers is right, at the end. {BANDS}"
+    return draw("pass@k", subtitle, with_intervals(rows, "k"), chart)
 
 
 def _facts(comparison: Comparison) -> str:

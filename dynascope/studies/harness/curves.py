@@ -1,12 +1,14 @@
 """Series of a study's records as the rows of a chart."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import altair as alt
 
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
+from dynascope.studies.harness.verdict import student_interval
 
 Rows: TypeAlias = list[dict[str, object]]
 
@@ -45,6 +47,25 @@ def tries(runs: Sequence[Runs], arms: Mapping[str, str], place: int = -1) -> Row
             records[arm]["test/pass_at_k"].k.values, records[arm]["test/pass_at_k"].values[place], strict=True
         )
     ]
+
+
+def with_intervals(rows: Rows, x: str) -> Rows:
+    """Means over seeds with their 95 % intervals (Student's t): a row a value of `x` and line, with "mean", "low" and "high".
+
+    One seed has no interval: both ends are then the mean. What is not finite is left out.
+
+    >>> with_intervals(curves(runs, "grpo", {"rollout/reward": "GRPO"}), "step")
+    """
+    found: dict[tuple[Any, Any], list[float]] = {}
+    for row in rows:
+        found.setdefault((row[x], row["what"]), []).append(float(str(row["value"])))
+    told: Rows = []
+    for (place, what), values in found.items():
+        known = [one for one in values if math.isfinite(one)]
+        if known:
+            low, high = student_interval(known) if len(known) > 1 else (known[0], known[0])
+            told.append({x: place, "what": what, "mean": sum(known) / len(known), "low": low, "high": high})
+    return told
 
 
 def mean_lines(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
     >>> judge(claim, [{"baseline": open_record(a0), "pruned": open_record(b0)}, …]).holds
     """
     samples: list[float] = []
-    missing = ""
+    missing, num_left_out = "", 0
     for records in runs:
         try:
             measured = claim.measure(records)
@@ -60,6 +61,7 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
             continue
         values = np.atleast_1d(np.asarray([] if measured is None else measured, np.float64)).ravel()
         samples.extend(values[~np.isnan(values)])
+        num_left_out += int(np.isnan(values).sum())
     if not samples:
         return Judgement(claim, None, None, None, 0, f"nothing to measure: no {missing}" if missing else "no samples")
     mean = float(np.mean(samples))
@@ -70,10 +72,11 @@ def judge(claim: Claim, runs: Sequence[Runs]) -> Judgement:
         return Judgement(claim, mean, None, None, len(samples), f"{few} too little; run more seeds")
     interval = _wilson(samples) if claim.statistic == "share" else student_interval(samples)
     holds = _side(claim, *interval)
-    note = "" if holds is not None else "the interval holds the threshold; run more seeds"
+    notes = [f"{num_left_out} of {len(samples) + num_left_out} samples are no number"] if num_left_out else []
+    notes += ["the interval holds the threshold; run more seeds"] if holds is None else []
     if missing:
         return Judgement(claim, mean, interval, None, len(samples), f"some seeds have no {missing}")
-    return Judgement(claim, mean, interval, holds, len(samples), note)
+    return Judgement(claim, mean, interval, holds, len(samples), "; ".join(notes))
 
 
 def student_interval(samples: Sequence[float]) -> tuple[float, float]:
@@ -82,11 +85,16 @@ def student_interval(samples: Sequence[float]) -> tuple[float, float]:
     >>> student_interval([1.0, 1.0])
     (1.0, 1.0)
     """
+    mean = np.mean(samples)
+    reach = np.std(samples, ddof=1) / math.sqrt(len(samples)) * _quantile(len(samples) - 1)
+    return float(mean - reach), float(mean + reach)
+
+
+@cache
+def _quantile(degrees: int) -> float:
     from scipy import stats
 
-    mean, error = np.mean(samples), stats.sem(samples)
-    reach = error * stats.t.ppf(0.975, len(samples) - 1) if error > 0 else 0.0
-    return float(mean - reach), float(mean + reach)
+    return float(stats.t.ppf(0.975, degrees))
 
 
 def _wilson(samples: list[float]) -> tuple[float, float]:

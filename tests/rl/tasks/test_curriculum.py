@@ -35,7 +35,7 @@ def test_the_band_includes_its_ends() -> None:
 
 
 def test_it_draws_each_query_of_the_band_once_a_pass_in_another_order() -> None:
-    selector = QueryDifficultySelector(torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0] * 8), seed=1)
+    selector = QueryDifficultySelector(torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0] * 8), explore=0.0, seed=1)
     first, second = list(selector), list(selector)
     assert sorted(first) == sorted(second) == selector.indices()
     assert len(selector) == 24
@@ -89,3 +89,22 @@ def test_it_selects_from_a_dataset_of_hugging_face() -> None:
     rows = datasets.Dataset.from_dict({"prompt": ["a", "b", "c"]})
     selector = QueryDifficultySelector(torch.tensor([0.0, 0.5, 0.4]))
     assert rows.select(selector.indices())["prompt"][:] == ["b", "c"]
+
+
+def test_what_fell_out_of_the_band_is_asked_now_and_then_and_comes_back() -> None:
+    selector = QueryDifficultySelector(torch.cat([torch.full((20,), 0.5), torch.zeros(5)]), memory=0.0, explore=0.1)
+    passes = [list(selector) for _ in range(20)]
+    assert all(len(one) == len(selector) == 22 and set(range(20)) <= set(one) for one in passes)
+    assert {query for one in passes for query in one} == set(range(25))
+    asked = next(query for query in passes[-1] if query >= 20)
+    selector.update([asked], torch.tensor([[True, False]]))
+    assert asked in selector.indices()
+
+
+@pytest.mark.parametrize(
+    ("queries", "correct", "message"),
+    [([0], torch.zeros(1, 0).bool(), "an answer at least"), ([2], torch.ones(1, 1).bool(), "not among the 2")],
+)
+def test_answers_to_nothing_are_refused(queries: list[int], correct: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QueryDifficultySelector(torch.tensor([0.5, 0.5])).update(queries, correct)

@@ -53,6 +53,12 @@ def test_seeds_that_say_nothing_are_left_out(nothing: Any) -> None:
     assert judged([2.0, nothing, 2.1]).num_samples == 2
 
 
+def test_what_is_no_number_is_left_out_and_told() -> None:
+    judgement = judged([2.0, float("nan"), 2.1])
+    assert judgement.holds is True
+    assert judgement.note == "1 of 3 samples are no number"
+
+
 def test_no_samples_at_all_is_undecided() -> None:
     judgement = judged([None, None])
     assert (judgement.measured, judgement.holds) == (None, None)
