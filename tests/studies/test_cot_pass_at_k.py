@@ -11,7 +11,7 @@ from fabricated import fabricate
 
 from dynascope.studies import Runs, load_study
 from dynascope.studies.cot_pass_at_k.claims import early_rise
-from dynascope.studies.cot_pass_at_k.method import Config
+from dynascope.studies.cot_pass_at_k.method import Config, spread
 from dynascope.studies.cot_pass_at_k.scratchpads import Puzzle, Scratchpads
 from dynascope.theory.logic_prior import estimate_logic_prior
 
@@ -37,6 +37,9 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
         "test/cot_pass_at_k": np.stack([before, after]) + noise,
         "reasoning/chain_correct": np.linspace(0.5, 0.5 + sign * 0.4, 50) + noise,
         "sft/chain": np.array([0.4, 0.4 + sign * 0.3 + noise]),
+        "sft/correct": np.array([0.3, (0.8 if is_effect else 0.6) + noise]),
+        "sft/cot_pass_at_k": np.stack([before, after]) + noise,
+        "test/correct": np.array([0.3, 0.8]),
     }
     shortcut = {"test/chain": np.array([0.4, 0.4 - sign * 0.3 + noise])}
     return fabricate(folder, {**bandits, "grpo": grpo, "shortcut": shortcut})
@@ -45,13 +48,22 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
 class TestStudy(StudyTests):
     study = STUDY
     world = staticmethod(world)
-    num_figures = 5
+    num_figures = 6
 
 
 def test_early_rise_looks_at_the_first_fifth_alone(tmp_path: Path) -> None:
     flat = np.concatenate([np.full(20, 0.5), np.full(80, 0.9)])
     runs = fabricate(tmp_path, {"grpo": {"reasoning/chain_correct": flat}})
     assert early_rise(runs["grpo"]) == pytest.approx(0)
+
+
+def test_prompts_lie_by_their_answers_and_their_reasoning() -> None:
+    answers = torch.tensor([[True] * 4, [True, False, False, False], [False] * 4])
+    chains = torch.tensor([[True, True, True, False], [False, True, True, True], [True] * 4])
+    told = spread(answers, chains)
+    assert told["prompts/answer"].tolist() == pytest.approx([1 / 3, 1 / 3, 0, 0, 1 / 3])
+    assert told["prompts/chain_solved"].tolist() == [0, 0, 0, 1, 0]
+    assert told["prompts/chain_hard"].tolist() == [1, 0, 0, 0, 0]
 
 
 def test_the_rule_checks_chain_and_answer_apart() -> None:

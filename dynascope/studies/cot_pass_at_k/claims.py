@@ -162,4 +162,26 @@ CLAIMS = [
         op=">",
         threshold=0.0,
     ),
+    Claim(
+        id="D2",
+        statement="It teaches the base model to answer as rightly as the trained model does.",
+        source="Section 5, quality of the reasoning by supervised fine-tuning",
+        paper_value="Pass@1 of the trained model is regained",
+        quantity="share of right answers after fine-tuning on the last checkpoint's answers, less the checkpoint's own",
+        measure=lambda runs: float(runs["grpo"]["sft/correct"].values[-1] - runs["grpo"]["test/correct"].values[-1]),
+        op=">=",
+        threshold=-0.05,
+    ),
+    Claim(
+        id="D3",
+        statement="And to reason rightly within as many tries.",
+        source="Section 5, quality of the reasoning by supervised fine-tuning",
+        paper_value=None,
+        quantity="CoT-Pass@K after fine-tuning on the last checkpoint's answers, less on the base model's, the least over K",
+        measure=lambda runs: (
+            runs["grpo"]["sft/cot_pass_at_k"].values[-1] - runs["grpo"]["sft/cot_pass_at_k"].values[0]
+        ).min(),
+        op=">=",
+        threshold=-0.02,
+    ),
 ]

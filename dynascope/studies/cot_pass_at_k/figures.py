@@ -1,11 +1,14 @@
 """Figures of `cot-pass-at-k`: curves over K before and after, training dynamics, the bandit, and the Logic Prior."""
 
+import warnings
 from collections.abc import Sequence
 
 import altair as alt
+import numpy as np
 
 from dynascope.report import Chart, draw
 from dynascope.studies.cot_pass_at_k.claims import curve
+from dynascope.studies.cot_pass_at_k.method import SPREADS
 from dynascope.studies.harness import Runs
 from dynascope.studies.harness.curves import Rows, curves
 
@@ -16,7 +19,7 @@ BANDITS = {"bandit-prior": "α = 0.9, β = 0.3", "bandit-equal": "α = β = 0.6"
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
     """All of them."""
-    return [over_k(runs), dynamics(runs), checkpoints(runs), bandit(runs), prior(runs)]
+    return [over_k(runs), dynamics(runs), prompts(runs), checkpoints(runs), bandit(runs), prior(runs)]
 
 
 def over_k(runs: Sequence[Runs]) -> Chart:
@@ -72,6 +75,37 @@ def dynamics(runs: Sequence[Runs]) -> Chart:
     return draw(
         "Right answers, and right reasoning among them", "From the rollouts of training. One line a seed.", rows, chart
     )
+
+
+def prompts(runs: Sequence[Runs]) -> Chart:
+    """How P(CA) and P(CC|CA) lie over prompts, at first and at last."""
+    rows: Rows = [
+        {"level": float(level), "share": float(share), "what": what, "when": when}
+        for records in runs
+        if "grpo" in records
+        for name, what in SPREADS.items()
+        for when, values in _first_and_last(records["grpo"][f"prompts/{name}"].values).items()
+        for level, share in zip(records["grpo"][f"prompts/{name}"].level.values, values, strict=True)
+    ]
+    chart = (
+        alt.Chart(width=190, height=200)
+        .mark_line(point=True, strokeWidth=1.4)
+        .encode(
+            x=alt.X("level:Q", title=None),
+            y=alt.Y("mean(share):Q", title="share of prompts"),
+            color=alt.Color("when:N", title=None),
+            column=alt.Column("what:N", title=None, sort=list(SPREADS.values()), header=alt.Header(labelLimit=220)),
+        )
+    )
+    return draw("Prompt by prompt", "Rollouts of GRPO, first and last fifth of training; mean over seeds.", rows, chart)
+
+
+def _first_and_last(values: np.ndarray) -> dict[str, np.ndarray]:
+    fifth = max(1, len(values) // 5)
+    with warnings.catch_warnings():
+        # At first there may be no prompt of a kind, whose shares are then NaN, and so is their mean.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return {"first": np.nanmean(values[:fifth], 0), "last": np.nanmean(values[-fifth:], 0)}
 
 
 def checkpoints(runs: Sequence[Runs]) -> Chart:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from dynascope.probes.reasoning import ReasoningDynamics
 from dynascope.record import Series
-from dynascope.rl.loop import LoopConfig, Step, draw_rollout
+from dynascope.rl.loop import LoopConfig, Step
 from dynascope.rl.presets import preset
-from dynascope.rl.tasks.arithmetic import PAD, STOP, encode
-from dynascope.rl.tasks.base_model import supervised_loss
+from dynascope.rl.reasoning.sft_quality import taught_by
+from dynascope.rl.tasks.base_model import BaseModel
 from dynascope.studies.cot_pass_at_k.scratchpads import Scratchpads
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce
+from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce, start_model
 from dynascope.theory.logic_prior import estimate_logic_prior, simulate_policy
 
 
@@ -51,8 +52,8 @@ class Config:
     def __post_init__(self) -> None:
         if min(self.teach_steps, self.num_steps, self.sft_steps, self.bandit_runs, self.bandit_steps) < 1:
             raise ValueError("every number of steps and runs must be at least 1")
-        if self.num_samples < 2 or self.width % self.num_heads:
-            raise ValueError("num_samples must be at least 2, and width a multiple of num_heads")
+        if self.num_samples < 2 or self.width % (2 * self.num_heads):
+            raise ValueError("num_samples must be at least 2, and width a multiple of twice num_heads")
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,24 @@ def play(config: Config, arm: Bandit, seed: int, record: StudyRecord) -> None:
 def reason(config: Config, arm: Policy, seed: int, record: StudyRecord) -> None:
     """Teach careless reasoning, reward right answers, and watch what becomes of the reasoning."""
     task = Scratchpads(arm.kind, config.num_digits)
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    base = base_model(config, task, generator)
+    spec = BaseModel(
+        task, num_layers=config.num_layers, width=config.width, num_heads=config.num_heads,
+        num_steps=config.teach_steps, batch_size=config.teach_batch, lr=config.teach_lr,
+    )  # fmt: skip
+    base = start_model(record, spec, seed)
     model = copy.deepcopy(base)
     dynamics = ReasoningDynamics([1, config.num_samples])
-    for series in dynamics.series:
+    evaluation = Evaluation(config.test_prompts, config.test_samples, config.test_every)
+    for series in (*dynamics.series, *spread_series(config.num_samples), *taught_series(evaluation)):
         record.declare(series)
 
     def look(step: Step) -> None:
         record.add(step.number, told(step, task, config.num_samples, dynamics))
+        taken = step.number + 1
+        if taken % config.test_every == 0 or taken == config.num_steps:
+            record.add(taken, sft_quality(config, task, base, model, seed, evaluation))
 
-    record.add(0, sft_quality(config, task, base, model, seed))
+    record.add(0, sft_quality(config, task, base, model, seed, evaluation))
     reinforce(
         record,
         model,
@@ -112,39 +119,9 @@ def reason(config: Config, arm: Policy, seed: int, record: StudyRecord) -> None:
         LoopConfig(config.num_steps, config.num_prompts, config.num_samples, num_minibatches=1),
         lr=config.lr,
         seed=seed,
-        evaluation=Evaluation(config.test_prompts, config.test_samples, config.test_every),
+        evaluation=evaluation,
         look=look,
     )
-    record.add(config.num_steps, sft_quality(config, task, base, model, seed))
-
-
-def base_model(config: Config, task: Scratchpads, generator: torch.Generator) -> nn.Module:
-    """A small Llama, taught by demonstrations."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model: nn.Module = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=task.vocabulary,
-            hidden_size=config.width,
-            intermediate_size=4 * config.width,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_heads,
-            max_position_embeddings=8 * config.num_digits,
-            pad_token_id=PAD,
-            bos_token_id=None,
-            eos_token_id=STOP,
-            tie_word_embeddings=False,
-        )
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.teach_lr)
-    for _ in range(config.teach_steps):
-        puzzles = task.draw(config.teach_batch, generator)
-        optimizer.zero_grad()
-        completions, mask = encode([one.completion for one in puzzles])
-        supervised_loss(model, *task.prompts(puzzles), completions, mask).backward()
-        optimizer.step()
-    return model
 
 
 def told(step: Step, task: Scratchpads, num_samples: int, dynamics: ReasoningDynamics) -> dict[str, Tensor]:
@@ -157,6 +134,7 @@ def told(step: Step, task: Scratchpads, num_samples: int, dynamics: ReasoningDyn
     prior = estimate_logic_prior(chains, answers, resamples=0)
     return {
         **dynamics.measure(prompt_ids, answers, chains),
+        **spread(answers, chains),
         "advantage/right_chain": advantage[chains].mean(),
         "advantage/wrong_chain": advantage[~chains].mean(),
         "prior/alpha": prior.alpha.value,
@@ -164,25 +142,53 @@ def told(step: Step, task: Scratchpads, num_samples: int, dynamics: ReasoningDyn
     }
 
 
+SPREADS = {
+    "answer": "P(CA) of prompts",
+    "chain_solved": "P(CC|CA) of prompts whose every answer is right",
+    "chain_hard": "P(CC|CA) of the others that have a right answer",
+}
+
+
+def spread_series(num_samples: int) -> list[Series]:
+    """Distributions over the prompts of a rollout."""
+    levels = {"level": [place / num_samples for place in range(num_samples + 1)]}
+    return [
+        Series(f"prompts/{name}", ("level",), "", f"Shares of prompts by {what}, to the nearest level.", levels)
+        for name, what in SPREADS.items()
+    ]
+
+
+def spread(answers: Bool[Tensor, "prompts samples"], chains: Bool[Tensor, "prompts samples"]) -> dict[str, Tensor]:
+    """How P(CA), and P(CC|CA) where all answers are right and where some are not, lie over prompts (section 5)."""
+    num_samples, right = answers.shape[1], answers.sum(1)
+    reasoned = (answers & chains).sum(1) / right.clamp(min=1)
+    of = {
+        "answer": right / num_samples,
+        "chain_solved": reasoned[right == num_samples],
+        "chain_hard": reasoned[(right > 0) & (right < num_samples)],
+    }
+    return {
+        f"prompts/{name}": (values * num_samples).round().long().bincount(minlength=num_samples + 1) / len(values)
+        for name, values in of.items()
+    }
+
+
+def taught_series(evaluation: Evaluation) -> list[Series]:
+    """Of the base model once a checkpoint has taught it."""
+    return [
+        Series(f"sft/{name}", ("k",), "", f"Chance that one of k {of} right.", {"k": evaluation.ks})
+        for name, of in (("pass_at_k", "answers is"), ("cot_pass_at_k", "chains and their answer are"))
+    ]
+
+
 def sft_quality(
-    config: Config, task: Scratchpads, base: nn.Module, checkpoint: nn.Module, seed: int
+    config: Config, task: Scratchpads, base: nn.Module, checkpoint: nn.Module, seed: int, evaluation: Evaluation
 ) -> dict[str, Tensor]:
     """What the base model becomes when it is taught what a checkpoint wrote, where its answer was right (section 5)."""
-    generator = torch.Generator().manual_seed(seed)
-    amount = LoopConfig(num_prompts=config.teach_batch, num_samples=8)
-    puzzles, rollout = draw_rollout(checkpoint, task, amount, generator)
-    is_right = torch.tensor(task.are_right(puzzles, task.texts(rollout.tokens)))
-    written = rollout.select(is_right if bool(is_right.any()) else torch.ones_like(is_right))
-    model = copy.deepcopy(base)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.teach_lr / 3)
-    for _ in range(config.sft_steps):
-        rows = torch.randint(len(written), (config.teach_batch,), generator=generator)
-        batch = written.select(rows)
-        optimizer.zero_grad()
-        supervised_loss(model, batch.prompts, batch.prompt_mask, batch.tokens, batch.mask).backward()
-        optimizer.step()
-    measured = measure_policy(model, task, Evaluation(config.test_prompts, config.test_samples))
-    return {
-        "sft/correct": torch.as_tensor(measured["test/correct"]),
-        "sft/chain": torch.as_tensor(measured["test/chain"]),
-    }
+    student = taught_by(
+        base, checkpoint, task, num_prompts=config.teach_batch, num_steps=config.sft_steps,
+        batch_size=config.teach_batch, lr=config.teach_lr / 3, seed=seed,
+    )  # fmt: skip
+    measured = measure_policy(student, task, evaluation)
+    kept = ("correct", "chain", "pass_at_k", "cot_pass_at_k")
+    return {f"sft/{name}": torch.as_tensor(measured[f"test/{name}"]) for name in kept}

@@ -89,6 +89,11 @@ class Scratchpads:
         """Tokens of every demonstration, and one more."""
         return 2 * self.num_digits + 1
 
+    @property
+    def max_length(self) -> int:
+        """Tokens of a prompt and its completion."""
+        return 2 * self.num_digits + self.max_new_tokens
+
     def draw(self, num: int, generator: torch.Generator) -> list[Puzzle]:
         """Puzzles at random, each with a demonstration."""
         digits = torch.randint(MODULUS, (num, self.num_digits), generator=generator)
