@@ -1,7 +1,8 @@
 """One whole step of reinforcement learning against TRL's GRPOTrainer: `python benchmarks/policy_step.py [--turns 5]`.
 
 Rollout, reward, advantage, loss, update; the same model, completions, optimizer and reward on both sides, GRPO without a KL
-term. Steps of both take turns in one process, and medians are told: of TRL, from one step's end to the next within `train`.
+term. Both take turns in one process, and medians are told: "a step" is from one step's end to the next within `train`, "overall"
+is a whole call of `train` by its steps.
 
 1. 64 completions of 8 tokens, a Llama of 2 layers, width 64; bar: 0.5 of TRL's time.
 2. 25M parameters, completions of 128 tokens (16 of them, so that a CPU can); bar 0.9.
@@ -84,8 +85,8 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.ends.append(time.perf_counter())
 
 
-def seconds_of_trl(model: Any, num_completions: int, num_tokens: int, num_steps: int) -> list[float]:
-    """A step each, the first left out."""
+def seconds_of_trl(model: Any, num_completions: int, num_tokens: int, num_steps: int) -> tuple[list[float], float]:
+    """A step each, the first left out; and overall."""
     vocabulary = {character: place for place, character in enumerate(CHARACTERS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -107,20 +108,24 @@ def seconds_of_trl(model: Any, num_completions: int, num_tokens: int, num_steps:
     )
     prompts = [Sum(first, second).prompt for first in range(8) for second in range(8)]
     clock = Clock()
-    GRPOTrainer(
+    trainer = GRPOTrainer(
         model,
         reward_funcs=digits,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=" ", eos_token="$"),
         callbacks=[clock],
-    ).train()
-    return [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
+    )
+    started = time.perf_counter()
+    trainer.train()
+    overall = (time.perf_counter() - started) / (num_steps + 1)
+    return [after - before for before, after in itertools.pairwise(clock.ends)], overall
 
 
-def seconds_of_ours(model: Any, num_completions: int, num_tokens: int, num_steps: int) -> list[float]:
+def seconds_of_ours(model: Any, num_completions: int, num_tokens: int, num_steps: int) -> tuple[list[float], float]:
     """Likewise."""
     ends: list[float] = []
+    started = time.perf_counter()
     train(
         model,
         grpo,
@@ -131,7 +136,8 @@ def seconds_of_ours(model: Any, num_completions: int, num_tokens: int, num_steps
         rewards=digits,
         look=lambda step: ends.append(time.perf_counter()),
     )
-    return [after - before for before, after in itertools.pairwise(ends)]
+    overall = (time.perf_counter() - started) / (num_steps + 1)
+    return [after - before for before, after in itertools.pairwise(ends)], overall
 
 
 def main() -> None:
@@ -142,19 +148,24 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(2)
-    cases = [("2 layers, width 64, 64 x 8 tokens", 0.5, (2, 64), 64, 8, 10)]
+    cases = [("2 layers, width 64, 64 x 8 tokens", 0.5, (2, 64), 64, 8, 30)]
     if options.large:
         cases.append(("25M parameters, 16 x 128 tokens", 0.9, (6, 512), 16, 128, 1))
     for name, bar, size, num_completions, num_tokens, num_steps in cases:
         ours, theirs = make_model(*size, num_tokens), make_model(*size, num_tokens)
-        taken: dict[str, list[float]] = {"TRL": [], "ours": []}
+        steps: dict[str, list[float]] = {"TRL": [], "ours": []}
+        overall: dict[str, list[float]] = {"TRL": [], "ours": []}
         for _ in range(options.turns):
-            taken["TRL"] += seconds_of_trl(theirs, num_completions, num_tokens, num_steps)
-            taken["ours"] += seconds_of_ours(ours, num_completions, num_tokens, num_steps)
-        medians = {side: statistics.median(seconds) for side, seconds in taken.items()}
+            for side, seconds_of, model in (("TRL", seconds_of_trl, theirs), ("ours", seconds_of_ours, ours)):
+                taken, whole = seconds_of(model, num_completions, num_tokens, num_steps)
+                steps[side] += taken
+                overall[side].append(whole)
         count = sum(one.numel() for one in ours.parameters()) / 1e6
-        told = ", ".join(f"{side} {1e3 * seconds:.1f} ms" for side, seconds in medians.items())
-        print(f"{name} ({count:.2f}M): {told}; {medians['ours'] / medians['TRL']:.3f}x (bar {bar})")
+        print(f"{name} ({count:.2f}M), bar {bar}")
+        for what, found in (("a step", steps), ("overall", overall)):
+            medians = {side: statistics.median(seconds) for side, seconds in found.items()}
+            told = ", ".join(f"{side} {1e3 * seconds:.1f} ms" for side, seconds in medians.items())
+            print(f"    {what}: {told}; {medians['ours'] / medians['TRL']:.3f}x")
 
 
 if __name__ == "__main__":
