@@ -201,7 +201,10 @@ def draw_rollout(
     weights_version: int = 0,
     keeps_hidden: bool = False,
 ) -> tuple[list[Any], Rollout]:
-    """Problems, one a completion, and their completions."""
+    """Problems, one a completion, and their completions.
+
+    >>> problems, rollout = draw_rollout(model, Arithmetic(), LoopConfig(num_prompts=4), generator)
+    """
     drawn = task.draw(config.num_prompts, generator)
     device = next(model.parameters()).device
     prompts, mask = (one.to(device) for one in task.prompts(drawn))
@@ -236,6 +239,8 @@ def known_before(
     With `batch`, completions that no term of the objective keeps are not shown to the teacher.
 
     Raises ValueError for a model that is needed and not there.
+
+    >>> batch = batch.having(**known_before(model, rollout, preset("kdrl"), teacher=teacher))
     """
     known: dict[str, Tensor] = {}
     wanted = objective.rollout_needs & _SCORED
@@ -283,6 +288,8 @@ def update(
 
     Each minibatch is an optimizer step of its own, with its own denominators. Without a generator, rows keep their order.
     Raises ValueError, before the step, for a gradient that is not finite where the config says so.
+
+    >>> metrics = update(model, grpo, rollout, batch.having(advantage=grpo.advantages(batch)), optimizer, LoopConfig())
     """
     also = objective.loss_needs & _SCORED | {"entropy"}
     size = -(-len(batch) // config.num_minibatches)

@@ -36,6 +36,8 @@ class BaseModel:
     """What a base model is made of and how long it is taught; more steps give a stronger start for RL.
 
     Raises ValueError for sizes below 1, or a width that gives no even number to each head.
+
+    >>> BaseModel(Arithmetic((2,)), num_steps=200)
     """
 
     task: Lesson = Arithmetic()  # noqa: RUF009 frozen
