@@ -84,6 +84,8 @@ class PolicyBatch:
     """Tokens of the whole optimizer step, over all its micro-batches and ranks; None says that this batch is all of it."""
     num_completions: int | Tensor | None = None
     """Completions of the whole optimizer step, likewise."""
+    num_kept: tuple[int | Tensor | None, ...] | None = None
+    """Tokens of the whole optimizer step that each KL term with `norm="kept"` keeps (`PolicyObjective.num_kept`), likewise."""
     step: int = 0
     """The training step, for coefficients that have a schedule."""
 
