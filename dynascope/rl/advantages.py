@@ -50,6 +50,13 @@ def leave_one_out(rewards: Float[Tensor, " N"], group_ids: Int[Tensor, " N"]) ->
     return (rewards - others).masked_fill(groups.is_uniform(rewards), 0.0)
 
 
+class NothingToCompareError(ValueError):
+    """Every group has one completion, so there is no other to compare its reward with.
+
+    >>> Groups.of(torch.tensor([7, 3]))
+    """
+
+
 @dataclass(frozen=True, eq=False)
 class Groups:
     """Statistics over the completions of each prompt, handed back to every completion.
@@ -70,10 +77,10 @@ class Groups:
 
     @staticmethod
     def of(group_ids: Int[Tensor, " N"]) -> "Groups":
-        """Groups to compare in. Raises ValueError when no group has two completions."""
+        """Groups to compare in. Raises NothingToCompareError, a ValueError, when no group has two completions."""
         groups = Groups.by(group_ids)
         if int(groups.sizes.max()) < 2:
-            raise ValueError(
+            raise NothingToCompareError(
                 "every group has size 1, so there is nothing to compare a reward with; sample 2 or more completions a "
                 "prompt, or use an estimator without groups (reinforce_pp, ppo)"
             )

@@ -121,8 +121,6 @@ class KLTerm:
     kind: Kind = "k3"
     coefficient: float | Callable[[int], float] = 1e-3
     clamp: float | None = None
-    clamp_value: float | None = None
-    """Both as in `kl_estimate`."""
     keep: Callable[[PolicyBatch], Tensor] | None = None
     norm: Literal["all", "kept"] = "all"
     is_ratio_weighted: bool = False
@@ -130,6 +128,8 @@ class KLTerm:
     """What `keep` reads of the batch beyond rewards and mask."""
     top: int | None = None
     """Of "full", as in `kl_estimate`."""
+    clamp_value: float | None = None
+    """Of the estimate, likewise."""
 
     def __post_init__(self) -> None:
         if self.kind == "full" and self.against == "behaviour":

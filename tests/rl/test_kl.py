@@ -148,7 +148,7 @@ def test_what_is_missing_or_unknown_is_told() -> None:
         KLTerm("behaviour", "full")
     with pytest.raises(ValueError, match="must be positive"):
         kl_estimate(torch.zeros(1), torch.zeros(1), clamp=0.0)
-    with pytest.raises(ValueError, match="clamp_value=-1.0 must be positive"):
+    with pytest.raises(ValueError, match="must be positive"):
         kl_estimate(torch.zeros(1), torch.zeros(1), clamp_value=-1.0)
 
 

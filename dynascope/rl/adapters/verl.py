@@ -78,6 +78,11 @@ def _check_loss(objective: PolicyObjective, given: frozenset[str]) -> None:
         raise ValueError(
             "verl's losses do not see which completions share a prompt, as aggregation='group-token-mean' must"
         )
+    if any(term.norm == "kept" and term.keep is not None for term in objective.kl):
+        raise ValueError(
+            "verl's micro-batches do not know how many tokens the whole step keeps: leave norm='all', or mean over kept tokens "
+            "would grow with their number"
+        )
     if any(callable(term.coefficient) for term in objective.kl):
         raise ValueError(
             "verl's losses do not see the step, so a coefficient with a schedule would never move: give a number"
