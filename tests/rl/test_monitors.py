@@ -253,6 +253,8 @@ def test_the_recipe_as_trls_settings(tmp_path: Path) -> None:
     )
     assert (small.beta, large.beta, small.num_generations, small.loss_type) == (1e-4, 1e-3, 8, "dapo")
     assert small.per_device_train_batch_size * small.gradient_accumulation_steps == 256 * 8
+    assert small.per_device_train_batch_size * small.steps_per_generation == 1024 * 8
+    assert small.max_steps * small.gradient_accumulation_steps / small.steps_per_generation == 100  # rollouts
     with pytest.raises(ValueError, match="must be positive"):
         simplerl_zoo_config(0)
 

@@ -43,9 +43,9 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     wrong; without it positive sums do, which a reward of shape or length would change.
 
     Completions of which every reward function said None have no advantage, and are nobody's baseline; nor has one that is alone
-    in its group. Evaluation asks a copy of the objective, so that estimators with a state learn of training alone. A reward function that
-    raises, or takes longer than `reward_time_limit` seconds (None for no limit), ends training in one line that names it;
-    models and coroutines as rewards are left to TRL.
+    in its group. Evaluation asks a copy of the objective, so that estimators with a state learn of training alone. A reward
+    function that raises, or takes longer than `reward_time_limit` seconds (None for no limit), ends training in one line that
+    names it; models and coroutines as rewards are left to TRL.
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters, and
     like teachers not with images.
@@ -56,9 +56,9 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     A `teacher` (a model with the policy's tokenizer, a `TeacherScorer` or another `Teacher`) is asked once a rollout, for the
     completions that a term keeps. Checkpoints hold the state of slots that have one, and resuming puts it back.
 
-    Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
-    has another vocabulary; for a `correctness` that names no reward function, and for a term with `norm="kept"` whose `keep`
-    reads what only the loss knows; for a `process` with vLLM or continuous batching; where no completion of a rollout has a reward;
+    Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or has
+    another vocabulary; for a `correctness` that names no reward function, and for a term with `norm="kept"` whose `keep` reads
+    what only the loss knows; for a `process` with vLLM or continuous batching; where no completion of a rollout has a reward;
     in the first loss whose teacher teaches nothing (`check_teacher`), and in one that is not finite.
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
-from dynascope.rl.tasks.rewards import Reward
+from dynascope.rl.tasks.rewards import Reward, guarded
 
 
 def register(objective: PolicyObjective | str, name: str | None = None, *, loss: bool = True) -> None:
@@ -93,10 +93,12 @@ def verl_score(reward: Reward, column: str = "answer") -> Callable[..., list[flo
     """A reward of the loop and of TRL as the function that verl's reward manager `batch` calls with a whole batch.
 
     The reward gets `completions`, the ground truths as `column`, and verl's `data_source` and `extra_info`; whoever says nothing
-    of a completion (None) gives it 0. In a module of yours, which verl's `custom_reward_function.path` and `.name` name:
+    of a completion (None) gives it 0. As with `guarded`, what raises or is not finite ends training in one line. In a module of
+    yours, which verl's `custom_reward_function.path` and `.name` name:
 
     >>> compute_score = verl_score(JudgeReward(ConsistencyReward(referee)), column="label")
     """
+    checked = guarded(reward)
 
     def compute_score(
         data_sources: Iterable[Any],
@@ -106,8 +108,8 @@ def verl_score(reward: Reward, column: str = "answer") -> Callable[..., list[flo
         **more: Any,
     ) -> list[float]:
         columns = {column: list(ground_truths), "data_source": list(data_sources), "extra_info": list(extra_infos)}
-        values = reward(completions=list(solution_strs), **columns, **more)
-        return [0.0 if value is None else float(value) for value in values]
+        values = checked(completions=list(solution_strs), **columns, **more)
+        return [0.0 if value is None else value for value in values]
 
     return compute_score
 

@@ -487,7 +487,8 @@ def test_trls_loss_takes_what_else_a_batch_has(tiny_llama: Any, character_tokeni
         "prompt_ids": torch.ones(8, 2).long(), "prompt_mask": torch.ones(8, 2).long(),
         "completion_ids": torch.tensor([[1, 2, 3, 4, 5, stop], [1, 2, 3, 4, 5, 6]]).repeat(4, 1),
         "completion_mask": torch.ones(8, 6).long(), "advantages": torch.ones(8), "rewards": torch.ones(8),
-        "group_ids": torch.arange(8) // 4, "is_solved": torch.ones(8).bool(), "correct": torch.ones(8).bool(), "num_items_in_batch": torch.tensor(48),
+        "group_ids": torch.arange(8) // 4, "is_solved": torch.ones(8).bool(), "correct": torch.ones(8).bool(),
+        "num_items_in_batch": torch.tensor(48),
     }  # fmt: skip
     tiny_llama.train()
     plain = ours._compute_loss(tiny_llama, inputs)

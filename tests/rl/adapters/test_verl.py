@@ -257,6 +257,9 @@ def test_rewards_score_a_batch_of_verls() -> None:
     )
     assert told == [1.0, 0.0, 0.0]
     assert seen == [{"data_source": ["pairs"] * 3, "extra_info": extras, "bonus": 2}]
+    for bad in ([float("nan")], [1.0, 2.0]):
+        with pytest.raises(ValueError, match=r"reward '<lambda>' gave (no finite number|2 values for 1)"):
+            verl_score(lambda bad=bad, **columns: bad)([""], ["1"], [1], [None])
     judge = verl_score(JudgeReward(), column="label")
     text = "<think>so</think><answer>2</answer>"
     assert judge(data_sources=[""], solution_strs=[text], ground_truths=[2], extra_infos=[None]) == [1.5]
