@@ -10,6 +10,7 @@ from torch import Tensor
 
 _BY_TOKEN = (
     "log_probs", "behaviour_log_probs", "sampling_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values", "tokens",
+    "token_rewards",
 )  # fmt: skip
 _BY_TOKEN_AND_MORE = ("hidden", "logits", "ref_logits", "teacher_logits")
 _BY_COMPLETION = ("rewards", "group_ids", "correct", "is_solved", "is_truncated", "is_demonstration")
@@ -52,6 +53,8 @@ class PolicyBatch:
     """(N,) or (N, T)"""
     tokens: Tensor | None = None
     """(N, T), integers"""
+    token_rewards: Tensor | None = None
+    """(N, T), rewards that came token by token, any penalty taken off; `rewards` are their sums."""
     ref_log_probs: Tensor | None = None
     """(N, T), of the model that training started from."""
     teacher_log_probs: Tensor | None = None

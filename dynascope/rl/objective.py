@@ -111,6 +111,12 @@ class PolicyObjective:
     def __post_init__(self) -> None:
         if self.shaping is not None and self.shaping <= 0:
             raise ValueError(f"shaping={self.shaping} must be above 0; the paper's is 0.1")
+        for slot in self.post:
+            only: frozenset[str] = getattr(slot, "only_with", frozenset())
+            if only and self.aggregation not in only:
+                raise ValueError(
+                    f"{type(slot).__name__} is exact with aggregation {', '.join(sorted(only))} alone, not {self.aggregation}"
+                )
 
     def having(self, **slots: Any) -> "PolicyObjective":
         """The same method with some slots changed.

@@ -535,6 +535,34 @@ def test_trl_trains_the_same_with_shared_prompts(
     assert torch.allclose(*ends, atol=2e-5)
 
 
+def test_whether_prompts_are_shared_is_not_decided_batch_by_batch(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old log-probabilities are of a whole rollout, new ones of a part of it, in which sharing may not pay."""
+    from dynascope.rl import shared_prefix
+    from dynascope.rl.adapters.shared_prefix import SharedPromptsMixin
+
+    class Sharing(SharedPromptsMixin, trl.GRPOTrainer):
+        pass
+
+    packed: list[int] = []
+    forward = shared_prefix.shared_prefix_forward
+
+    def counted(model: Any, rows: Any, *args: Any, **kwargs: Any) -> Any:
+        packed.append(1)
+        return forward(model, rows, *args, **kwargs)
+
+    monkeypatch.setattr(shared_prefix, "shared_prefix_forward", counted)
+    ours = trainer(Sharing, tiny_llama, character_tokenizer, settings(tmp_path))
+    prompts, completions = torch.arange(1, 5)[:, None].repeat(1, 2), torch.ones(4, 3).long()
+    ids = torch.cat([prompts, completions], 1)
+    with torch.no_grad():
+        found, _, _ = ours._get_per_token_logps_and_entropies(tiny_llama, ids, torch.ones_like(ids), 3)
+        expected = trl.GRPOTrainer._get_per_token_logps_and_entropies(ours, tiny_llama, ids, torch.ones_like(ids), 3)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert packed  # though no two completions have a prompt in common
+
+
 def test_a_checkpoint_holds_the_state_of_slots(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
     from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
 
