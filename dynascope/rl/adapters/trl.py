@@ -105,7 +105,15 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         if "teacher_log_probs" in needs and self.teacher is None:
             raise ValueError("this objective needs teacher_log_probs: give teacher=")
         once = {"hidden", "unembedding"}
-        missing = needs - self.gives - once | (self.objective.loss_needs & once)
+        # What vLLM drew from, unless TRL weighs it out itself: the two weights would be one too many.
+        drawn = self.use_vllm and not self.vllm_importance_sampling_correction
+        gives = self.gives | (frozenset({"sampling_log_probs"}) if drawn else frozenset())
+        missing = needs - gives - once | (self.objective.loss_needs & once)
+        if missing == {"sampling_log_probs"}:
+            raise ValueError(
+                "TRL tells the distribution that was drawn from with use_vllm=True, and weighs it out itself unless "
+                "vllm_importance_sampling_correction=False: leave SamplingCorrection out, or set both"
+            )
         if "is_demonstration" in missing:
             raise ValueError(
                 "this objective wants demonstrations in its groups: use rl.interleaving.trl.MixedPolicyTrainer"
@@ -181,6 +189,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             "behaviour_log_probs": behaviour,
             "entropy": entropy,
             "ref_log_probs": output.get("ref_per_token_logps"),
+            "sampling_log_probs": output.get("sampling_per_token_logps"),
         }
         num = self.num_generations if self.model.training else self.num_generations_eval
         rewards, correct = self._rewards.to(mask.device), self._is_correct.to(mask.device)

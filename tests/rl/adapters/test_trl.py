@@ -14,7 +14,7 @@ from torch import Tensor
 from dynascope.rl.advantages import WhitenedReturns
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import TeacherReward, wrong_answers
-from dynascope.rl.entropy.parts import AdaptiveTemperature
+from dynascope.rl.entropy.parts import AdaptiveTemperature, SamplingCorrection
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_response, reinforce_pp
 from dynascope.rl.rollout import Rollout, score
@@ -533,6 +533,31 @@ def test_trl_trains_the_same_with_shared_prompts(
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert calls
     assert torch.allclose(*ends, atol=2e-5)
+
+
+def test_the_distribution_that_was_drawn_from_is_weighed_out(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that tells log-probabilities of what it drew, as vLLM does to TRL, here lower by log 2: weights of 2."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    corrected = grpo.having(post=(SamplingCorrection(),))
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path, num_iterations=2), objective="grpo"
+    )
+    prompts = [{"prompt": "1+2="}] * 4
+    ids = [[1, 2, 3], [4, 5], [6], [7, 8, 9]]
+    told: list[list[float]] = [[0.0] * len(row) for row in ids]
+    monkeypatch.setattr(ours, "_generate_single_turn", lambda *args, **kwargs: (ids, told))
+    plain = ours._generate_and_score_completions(prompts)
+    mask = plain["completion_mask"].bool()
+    told = [(row[keep] - math.log(2)).tolist() for row, keep in zip(plain["old_per_token_logps"], mask, strict=True)]
+    ours.objective = corrected
+    weighed = ours._generate_and_score_completions(prompts)
+    torch.testing.assert_close(weighed["advantages"][mask], (2 * plain["advantages"][:, None] * mask)[mask])
+    assert plain["advantages"].any()
+    with pytest.raises(ValueError, match="leave SamplingCorrection out, or set both"):
+        trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path), objective=corrected)
 
 
 def test_whether_prompts_are_shared_is_not_decided_batch_by_batch(
