@@ -87,7 +87,10 @@ class InterleavedTrainer(PolicyObjectiveTrainer):
         if not self._has_seen:
             return
         self._has_seen = False
-        for name, value in self.interleaver.step(self.state.global_step - 1).items():
+        # Schedules and ages count rollouts, as in the loop.
+        steps = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        number = (self.state.global_step - 1) // max(steps, 1)
+        for name, value in self.interleaver.step(number).items():
             self._metrics["train"][name].append(float(value))
 
 

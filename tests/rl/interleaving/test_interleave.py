@@ -220,7 +220,9 @@ def test_both_tasks_can_be_taught(character_tokenizer: Any) -> None:
     assert prompt_of(words.rows[0]) == prompt_of(Sum(1, 2))
 
 
-def test_trls_trainer_runs_it(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+def test_trls_trainer_runs_it(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     from dynascope.rl.interleaving.trl import InterleavedTrainer
 
@@ -267,7 +269,11 @@ def test_trls_trainer_runs_it(tiny_llama: Any, character_tokenizer: Any, tmp_pat
 
     # Two optimizer steps a rollout, of which four prompts enter: two batches, of which one is taken.
     slow = make("never_right", 2, steps_per_generation=2, save_strategy="no")
+    numbers: list[int] = []
+    step = Interleaver.step
+    monkeypatch.setattr(Interleaver, "step", lambda one, number: numbers.append(number) or step(one, number))
     slow.train()
+    assert numbers == [0, 1]  # of rollouts, which schedules count
     waiting = [log["demonstrations/waiting"] for log in slow.state.log_history if "demonstrations/waiting" in log]
     assert waiting == [2, 4]
     unknown = make("says_nothing", save_strategy="no")
