@@ -89,7 +89,7 @@ class GuessingDetector:
                         f"Pass@K rose at small K and fell by {-gain[place]:.2f} here, below the start's, while CoT-Pass@K went "
                         f"by {gain_chains[place]:+.2f}: what is lost are answers that came right without right reasoning."
                     ),
-                    remedy="compare cot_pass_at_k(n, d, ks)  # from dynascope.rl.reasoning.pass_at_k, of both checkpoints",
+                    remedy="curves = [cot_pass_at_k(n, d, ks) for n, d in counts]  # from dynascope.rl.reasoning.pass_at_k",
                 )
 
     def _finding(self, step: int, place: int, late: np.ndarray, early: np.ndarray, **told: Any) -> Finding:

@@ -90,7 +90,7 @@ class UnhealthyGrowth(_Courses):
                 "the policy rambles. Look at some responses; easier questions or another prompt help."
             ),
             evidence={"length": last[LENGTH], "truncated": last[TRUNCATED], "correct": last[CORRECT]},
-            remedy="rewards += overlong_penalty(lengths, truncated, max_length=8192, buffer=1024)  # from rl.tasks.rewards",
+            remedy="rewards += overlong_penalty(lengths, cut, max_length=8192, buffer=1024)  # from dynascope.rl.tasks.rewards",
             source="2503.18892, section 2.4 and appendix C (healthy below 5 %); 5 looks (convention)",
             series=TRUNCATED,
         )
@@ -128,7 +128,7 @@ class ErraticStops(_Courses):
                 "spread": _spread(self._last),
                 "spread_before": _spread(self._first),
             },
-            remedy="rewards += overlong_penalty(lengths, truncated, max_length=8192, buffer=1024)  # from rl.tasks.rewards",
+            remedy="rewards += overlong_penalty(lengths, cut, max_length=8192, buffer=1024)  # from dynascope.rl.tasks.rewards",
             source="2503.18892, appendix C; a fifth of the length at 5 looks (convention)",
             series=STOPPED,
         )

@@ -331,6 +331,8 @@ def test_completions_that_no_reward_says_anything_of_teach_nothing(
     output = ours._generate_and_score_completions(inputs)
     half = 0.5 / (0.5**0.5 + 1e-4)
     torch.testing.assert_close(output["advantages"], torch.tensor([half, 0, 0, -half, 0, 0, 0, 0]))
+    told = [1.0, None, None, None, None, 0.0, None, None]  # of each prompt one: nothing to compare it with
+    assert not ours._generate_and_score_completions(inputs)["advantages"].any()
     ours.reward_funcs = [lambda completions, **columns: [None] * len(completions)]
     with pytest.raises(ValueError, match="no completion has a reward: reward said None or NaN"):
         ours._generate_and_score_completions(inputs)
