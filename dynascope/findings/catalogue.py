@@ -19,6 +19,7 @@ from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetec
 from dynascope.findings.scan_snap import AttentionSnap
 from dynascope.findings.speed import ThroughputLoss
 from dynascope.findings.zero_rl import (
+    ErraticStops,
     FormatPressure,
     KeywordIllusion,
     LengthCollapse,
@@ -55,6 +56,7 @@ def all_detectors() -> Sequence[Detector]:
         OneSidedRewards(),
         RewardSaturationDetector(),
         UnhealthyGrowth(),
+        ErraticStops(),
         LengthCollapse(),
         FormatPressure(),
         UnsuitableQuestions(),

@@ -90,10 +90,54 @@ class UnhealthyGrowth(_Courses):
                 "the policy rambles. Look at some responses; easier questions or another prompt help."
             ),
             evidence={"length": last[LENGTH], "truncated": last[TRUNCATED], "correct": last[CORRECT]},
-            remedy="rewards += overlong_penalty(lengths, truncated, max_length=8192, buffer=1024)  # from rl.rewards",
+            remedy="rewards += overlong_penalty(lengths, cut, max_length=8192, buffer=1024)  # from dynascope.rl.tasks.rewards",
             source="2503.18892, section 2.4 and appendix C (healthy below 5 %); 5 looks (convention)",
             series=TRUNCATED,
         )
+
+
+class ErraticStops(_Courses):
+    """Responses run into the length limit, and those that end by themselves do so at lengths that jump from step to step.
+
+    The paper's other sign of gibberish beside a high share of truncated ones. That share above 0.05 (2503.18892), and a deviation
+    of the mean stopped length over the window of a fifth of its mean and twice that of the first window, over 5 looks, are our
+    convention.
+    """
+
+    reads = (STOPPED, TRUNCATED)
+    share, spread, growth = 0.05, 0.2, 2.0
+
+    def holds(self, first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+        """See the class."""
+        now = _spread(self._last)
+        return last[TRUNCATED] > self.share and now > max(self.spread, self.growth * _spread(self._first))
+
+    def finding(self, step: int, first: Mapping[str, float], last: Mapping[str, float]) -> Finding:
+        """See the class."""
+        return Finding(
+            id="erratic-stops",
+            severity="warning",
+            step=step,
+            message=(
+                f"{last[TRUNCATED]:.0%} of the responses run into the length limit, and the mean length of the others jumps by "
+                f"{_spread(self._last):.0%} from step to step: the policy rambles. Look at some responses; easier questions or "
+                "another prompt help."
+            ),
+            evidence={
+                "truncated": last[TRUNCATED],
+                "spread": _spread(self._last),
+                "spread_before": _spread(self._first),
+            },
+            remedy="rewards += overlong_penalty(lengths, cut, max_length=8192, buffer=1024)  # from dynascope.rl.tasks.rewards",
+            source="2503.18892, appendix C; a fifth of the length at 5 looks (convention)",
+            series=STOPPED,
+        )
+
+
+def _spread(rows: list[list[float]]) -> float:
+    """Deviation over mean of the first of the series, over a window; NaN where less than two looks have one."""
+    values = [row[0] for row in rows if np.isfinite(row[0])]
+    return float(np.std(values) / np.mean(values)) if len(values) > 1 else float("nan")
 
 
 class LengthCollapse(_Courses):

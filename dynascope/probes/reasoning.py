@@ -1,7 +1,7 @@
 """Whether reinforcement learning teaches reasoning or guessing, from rollouts already drawn (2506.14245, section 5)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynascope.record import Series
+from dynascope.rl.monitors import Undisturbed
 from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
 from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
 from dynascope.rl.tasks.rewards import Reward, name_of, texts_of
@@ -59,10 +60,13 @@ class ReasoningDynamics:
         answer_correct: Bool[Tensor, "prompts answers"],
         chain_correct: Bool[Tensor, "prompts answers"] | None = None,
         mask: Bool[Tensor, "prompts answers"] | None = None,
+        *,
+        ks: Sequence[int] | None = None,
     ) -> dict[str, Float[Tensor, "..."]]:
         """The series of one rollout; without judged chains those of answers only.
 
-        The chains of wrong answers may be anything. `mask` leaves out what was not drawn. Means over no prompt are NaN.
+        The chains of wrong answers may be anything. `mask` leaves out what was not drawn. Means over no prompt are NaN. `ks`
+        are those of the curves, by default all; with none of them there are no curves.
         Raises ValueError for a prompt without answers, and for a K that exceeds the answers of a prompt.
 
         >>> ReasoningDynamics([1]).measure(torch.tensor([7]), torch.tensor([[True, False]]))["reasoning/answer_correct"]
@@ -71,21 +75,24 @@ class ReasoningDynamics:
         drawn = torch.ones_like(answer_correct) if mask is None else mask
         right = answer_correct & drawn
         n, c = drawn.sum(1), right.sum(1)
+        ks = self.ks if ks is None else tuple(ks)
         measured = {
-            "reasoning/pass_at_k": pass_at_k(n, c, self.ks).mean(0),
             "reasoning/answer_correct": (c.double() / n).mean(),
             "reasoning/solved": (c == n).double().mean(),
             "reasoning/learnable": ((c > 0) & (c < n)).double().mean(),
             "reasoning/unsolved": (c == 0).double().mean(),
         }
+        if ks:
+            measured["reasoning/pass_at_k"] = pass_at_k(n, c, ks).mean(0)
         for prompt, is_solved in zip(prompt_ids.tolist(), (c > 0).tolist(), strict=True):
             self._is_cohort.setdefault(prompt, is_solved)
         if chain_correct is not None:
             d = (right & chain_correct).sum(1)
             share = d.double() / c  # NaN where no answer is right
             is_cohort = torch.tensor([self._is_cohort[one] for one in prompt_ids.tolist()], device=c.device)
+            if ks:
+                measured["reasoning/cot_pass_at_k"] = cot_pass_at_k(n, d, ks).mean(0)
             measured |= {
-                "reasoning/cot_pass_at_k": cot_pass_at_k(n, d, self.ks).mean(0),
                 "reasoning/chain_correct": share.nanmean(),
                 "reasoning/cohort_chain_correct": share[is_cohort].nanmean(),
             }
@@ -103,14 +110,24 @@ def reasoning_monitored(
 
     Values above 0 are right answers; with an ensemble the chains of those are judged, `reference` naming the column with the
     right answer, if it may see that. Groups are equal prompts that follow each other. Curves are logged by K, as
-    `reasoning/pass_at_k/8`; what is a mean over nothing is left out.
+    `reasoning/pass_at_k/8`; what is a mean over nothing is left out, and so is a K above the smallest group. What fails here,
+    like a judge's server, is told once as a warning and never ends training.
 
     >>> reward_funcs = reasoning_monitored(reward, ReasoningDynamics([1, 8]), JudgeEnsemble(judge), reference="answer")
     """
     numbers: dict[str, int] = {}
 
     def both(prompts: Sequence[Any], completions: Sequence[Any], **more: Any) -> Sequence[float | None]:
-        values = reward(prompts=prompts, completions=completions, **more)
+        values = list(reward(prompts=prompts, completions=completions, **more))
+        with undisturbed():
+            tell(prompts, completions, values, more)
+        return values
+
+    undisturbed = Undisturbed(f"reasoning dynamics of the reward {name_of(reward)!r}")
+
+    def tell(
+        prompts: Sequence[Any], completions: Sequence[Any], values: Sequence[float | None], more: Mapping[str, Any]
+    ) -> None:
         questions, texts = texts_of(prompts), texts_of(completions)
         begins = [place == 0 or questions[place] != questions[place - 1] for place in range(len(questions))]
         groups = torch.tensor(begins).cumsum(0) - 1
@@ -124,11 +141,11 @@ def reasoning_monitored(
             chains = _table(ensemble(solutions, correct).is_correct, mask)
         asked = [question for question, is_first in zip(questions, begins, strict=True) if is_first]
         ids = torch.tensor([numbers.setdefault(one, len(numbers)) for one in asked])
-        for name, value in dynamics.measure(ids, _table(correct, mask), chains, mask).items():
+        ks = [k for k in dynamics.ks if k <= int(sizes.min())]
+        for name, value in dynamics.measure(ids, _table(correct, mask), chains, mask, ks=ks).items():
             for place, one in enumerate(value.flatten().tolist()):
                 if not math.isnan(one):
-                    more["log_metric"](f"{name}/{dynamics.ks[place]}" if value.ndim else name, one)
-        return values
+                    more["log_metric"](f"{name}/{ks[place]}" if value.ndim else name, one)
 
     both.__name__ = name_of(reward)
     return both

@@ -12,7 +12,6 @@ from dynascope.rl.advantages import (
     leave_one_out,
     returns_to_go,
     unit_rms,
-    whiten,
 )
 from dynascope.rl.aggregation import aggregate
 from dynascope.rl.batch import PolicyBatch
@@ -146,5 +145,4 @@ __all__ = [
     "token_hidden_reward",
     "unit_rms",
     "watch_teacher",
-    "whiten",
 ]

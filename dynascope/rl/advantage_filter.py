@@ -5,9 +5,9 @@ removes every failure, and below 0.1 every success. What is left then has one si
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,19 +72,21 @@ def normalize_advantages(
 ) -> Float[Tensor, "N T"]:
     """(value − mean) / population deviation over all tokens; padding is 0, and so are values that are all equal.
 
-    `moments` are those of all shards (`combined`) or processes (`across_processes`); by default the batch's own. `floor` is the
-    least variance.
+    The whitening of REINFORCE++ (2501.03262, section 3.3) and of PPO for text. `moments` are those of all shards (`combined`)
+    or processes (`across_processes`); by default the batch's own. `floor` is the least variance.
 
     >>> normalize_advantages(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2).bool())
     tensor([[-1.,  1.]])
     """
     known = token_moments(values, mask) if moments is None else moments
     deviation = (known.squares / known.number.clamp(min=1)).clamp(min=floor).sqrt()
-    return ((values.double() - known.mean) / deviation).to(values.dtype).masked_fill(~mask, 0.0)
+    away = values.double() - known.mean
+    away = away.masked_fill(away.abs() <= 1e-12 * known.mean.abs(), 0.0)  # a mean of equal values is rounded
+    return (away / deviation).to(values.dtype).masked_fill(~mask, 0.0)
 
 
 def filter_advantages(
-    advantage: Float[Tensor, "*shape"], *, sigma: float = 3.0, center: float = 0.0
+    advantage: Float[Tensor, "*shape"], *, sigma: float = 3.0, center: float | Float[Tensor, ""] = 0.0
 ) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
     """Normalized advantages with those further than `sigma` from `center` set to 0, and which are kept.
 
@@ -105,26 +107,44 @@ class AdvantageFilter:
     """`filter_advantages` as a post-processor, to come after an estimator that normalizes.
 
     "zero" keeps the denominators of the loss, as the authors' code does. "drop" divides a completion's tokens by how many of
-    them are kept, as if the others were not there (the paper's wording); the two differ by that factor alone. `metrics` are
-    those of `advantage_health` for the last rollout.
+    them are kept, as if the others were not there (the paper's wording); the two differ by that factor alone. `center` is a
+    number, or a function of the batch: `WhitenedReturns().raw_mean` is that of the authors' code. `metrics` are those of
+    `advantage_health` for the last rollout.
+
+    Raises ValueError for another mode, and for "drop" where that would not be what leaving tokens out of the mask is: with an
+    aggregation other than seq-mean-token-mean, or with one advantage a completion.
 
     >>> stable = reinforce_pp.having(post=(AdvantageFilter(),), pre_clip=(1e-3, 1e3))
     """
 
     sigma: float = 3.0
     mode: Mode = "zero"
-    center: float = 0.0
+    center: float | Callable[[PolicyBatch], Tensor] = 0.0
     metrics: Mapping[str, Tensor] = field(default_factory=dict, init=False)
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode is zero or drop, not {self.mode!r}")
 
+    @property
+    def only_with(self) -> frozenset[str]:
+        """The aggregations that it is exact with; all where there are none."""
+        return frozenset({"seq-mean-token-mean"} if self.mode == "drop" else ())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `center` reads, if it is the method of an estimator."""
+        return getattr(getattr(self.center, "__self__", None), "needs", frozenset())
+
     def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:
         self.metrics = advantage_health(advantage, batch, sigma=self.sigma)
-        filtered, is_kept = filter_advantages(advantage, sigma=self.sigma, center=self.center)
-        if self.mode == "drop" and advantage.ndim == 2:
+        center = self.center(batch) if callable(self.center) else self.center
+        filtered, is_kept = filter_advantages(advantage, sigma=self.sigma, center=center)
+        if self.mode == "drop":
+            if advantage.ndim == 1:
+                raise ValueError(
+                    "mode='drop' leaves out tokens, and here is one advantage a completion: use mode='zero'"
+                )
             kept = (is_kept & batch.mask).sum(1, keepdim=True)
             filtered = filtered * batch.mask.sum(1, keepdim=True) / kept.clamp(min=1)
         return filtered

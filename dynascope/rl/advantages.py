@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dynascope.rl.advantage_filter import normalize_advantages
 from dynascope.rl.batch import PolicyBatch
 
 Std = Literal["population", "sample", "none"]
@@ -21,7 +22,8 @@ def group_z_score(
 ) -> Float[Tensor, " N"]:
     """(reward − group mean) / (group standard deviation + eps), or only the difference with `std="none"`.
 
-    Groups may differ in size and lie in any order. Raises ValueError for another `std`, or when every group has size 1.
+    Groups may differ in size and lie in any order. A reward that is not finite leaves its whole group without a finite advantage;
+    `PolicyObjective.advantages` refuses it. Raises ValueError for another `std`, or when every group has size 1.
     Source: 2402.03300, section 4.1; without the division 2503.20783.
 
     >>> group_z_score(torch.tensor([1.0, 0, 0, 0]), torch.zeros(4, dtype=torch.long), std="population", eps=0)
@@ -40,7 +42,8 @@ def group_z_score(
 def leave_one_out(rewards: Float[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Reward less the mean reward of the group's other completions (2402.14740, section 3.2).
 
-    Raises ValueError when every group has size 1.
+    A reward that is not finite leaves its whole group without a finite advantage; `PolicyObjective.advantages` refuses it. Raises
+    ValueError when every group has size 1.
 
     >>> leave_one_out(torch.tensor([1.0, 0, 0]), torch.zeros(3, dtype=torch.long))
     tensor([ 1.0000, -0.5000, -0.5000])
@@ -48,6 +51,13 @@ def leave_one_out(rewards: Float[Tensor, " N"], group_ids: Int[Tensor, " N"]) ->
     groups = Groups.of(group_ids)
     others = (groups.sum(rewards) - rewards) / (groups.sizes - 1).clamp(min=1)
     return (rewards - others).masked_fill(groups.is_uniform(rewards), 0.0)
+
+
+class NothingToCompareError(ValueError):
+    """Every group has one completion, so there is no other to compare its reward with.
+
+    >>> Groups.of(torch.tensor([7, 3]))
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +80,10 @@ class Groups:
 
     @staticmethod
     def of(group_ids: Int[Tensor, " N"]) -> "Groups":
-        """Groups to compare in. Raises ValueError when no group has two completions."""
+        """Groups to compare in. Raises NothingToCompareError, a ValueError, when no group has two completions."""
         groups = Groups.by(group_ids)
         if int(groups.sizes.max()) < 2:
-            raise ValueError(
+            raise NothingToCompareError(
                 "every group has size 1, so there is nothing to compare a reward with; sample 2 or more completions a "
                 "prompt, or use an estimator without groups (reinforce_pp, ppo)"
             )
@@ -155,27 +165,12 @@ def _decayed_sum(values: Float[Tensor, "N T"], decay: float) -> Float[Tensor, "N
     return torch.stack(sums[::-1], 1)
 
 
-def whiten(
-    values: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], *, variance_floor: float = 1e-8
-) -> Float[Tensor, "N T"]:
-    """(value − mean) / standard deviation over all tokens of the batch; padding is 0 (2501.03262, section 3.3).
-
-    The population's deviation; values that are all equal give 0.
-
-    >>> whiten(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2).bool())
-    tensor([[-1.,  1.]])
-    """
-    count = mask.sum().clamp(min=1)
-    away = values - values.masked_fill(~mask, 0.0).sum() / count
-    away = away.masked_fill(~mask, 0.0)
-    white = away / (away.square().sum() / count).clamp(min=variance_floor).sqrt()
-    lowest, highest = values.masked_fill(~mask, torch.inf).amin(), values.masked_fill(~mask, -torch.inf).amax()
-    return white.masked_fill(lowest >= highest, 0.0)
-
-
 @dataclass(frozen=True)
 class GroupZScore:
-    """The advantage of GRPO, as a slot. TRL's defaults: the sample's deviation, and 1e-4 added to it."""
+    """The advantage of GRPO, as a slot. TRL's defaults: the sample's deviation, and 1e-4 added to it.
+
+    >>> dr_grpo = grpo.having(advantage=GroupZScore(std="none"), aggregation="max-length")
+    """
 
     std: Std = "sample"
     eps: float = 1e-4
@@ -187,7 +182,10 @@ class GroupZScore:
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """The advantage of RLOO, as a slot."""
+    """The advantage of RLOO, as a slot.
+
+    >>> rloo = grpo.having(advantage=LeaveOneOut(), aggregation="seq-mean-token-sum")
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -199,7 +197,10 @@ class LeaveOneOut:
 class WhitenedReturns:
     """The advantage of REINFORCE++ (2501.03262): KL to the start model in the reward, return-to-go, global whitening.
 
-    The penalty is `kl_coefficient` · (log π_behaviour − log π_ref) at every token; groups play no part.
+    The penalty is `kl_coefficient` · (log π_behaviour − log π_ref) at every token; groups play no part. `token_rewards` of a
+    batch, which have it already, stand in the place of both.
+
+    >>> reinforce_pp = grpo.having(advantage=WhitenedReturns(kl_coefficient=1e-3))
     """
 
     kl_coefficient: float = 1e-3
@@ -212,12 +213,23 @@ class WhitenedReturns:
 
     def __call__(self, batch: PolicyBatch) -> Float[Tensor, "N T"]:
         rewards = penalised_rewards(batch, self.kl_coefficient)
-        return whiten(returns_to_go(rewards, batch.mask, gamma=self.gamma), batch.mask)
+        return normalize_advantages(returns_to_go(rewards, batch.mask, gamma=self.gamma), batch.mask)
+
+    def raw_mean(self, batch: PolicyBatch) -> Float[Tensor, ""]:
+        """The mean return over tokens before whitening, about which the authors of 2505.02835 filter.
+
+        >>> AdvantageFilter(center=WhitenedReturns().raw_mean)
+        """
+        returns = returns_to_go(penalised_rewards(batch, self.kl_coefficient), batch.mask, gamma=self.gamma)
+        return returns.sum() / batch.mask.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class GAE:
-    """The advantage of PPO with a critic (1506.02438), whitened over the batch; KL in the reward as in REINFORCE++."""
+    """The advantage of PPO with a critic (1506.02438), whitened over the batch; KL in the reward as in REINFORCE++.
+
+    >>> ppo = grpo.having(advantage=GAE(lam=0.95), aggregation="token-mean")
+    """
 
     kl_coefficient: float = 1e-3
     gamma: float = 1.0
@@ -232,11 +244,18 @@ class GAE:
         assert batch.values is not None
         rewards = penalised_rewards(batch, self.kl_coefficient)
         advantage = generalized_advantages(rewards, batch.values, batch.mask, gamma=self.gamma, lam=self.lam)
-        return whiten(advantage, batch.mask)
+        return normalize_advantages(advantage, batch.mask)
 
 
 def penalised_rewards(batch: PolicyBatch, kl_coefficient: float) -> Float[Tensor, "N T"]:
-    """Rewards by token with the k1 estimate of KL(behaviour ‖ ref) taken off, as REINFORCE++ and PPO for text have them."""
+    """Rewards by token with the k1 estimate of KL(behaviour ‖ ref) taken off, as REINFORCE++ and PPO for text have them.
+
+    A batch's own `token_rewards` are given back as they are.
+
+    >>> returns_to_go(penalised_rewards(batch, 1e-3), batch.mask)
+    """
+    if batch.token_rewards is not None:
+        return batch.token_rewards.masked_fill(~batch.mask, 0.0)
     if not kl_coefficient:
         return token_rewards(batch.rewards, batch.mask)
     assert batch.behaviour_log_probs is not None

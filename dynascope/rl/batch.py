@@ -10,6 +10,7 @@ from torch import Tensor
 
 _BY_TOKEN = (
     "log_probs", "behaviour_log_probs", "sampling_log_probs", "ref_log_probs", "teacher_log_probs", "entropy", "values", "tokens",
+    "token_rewards",
 )  # fmt: skip
 _BY_TOKEN_AND_MORE = ("hidden", "logits", "ref_logits", "teacher_logits")
 _BY_COMPLETION = ("rewards", "group_ids", "correct", "is_solved", "is_truncated", "is_demonstration")
@@ -52,6 +53,8 @@ class PolicyBatch:
     """(N,) or (N, T)"""
     tokens: Tensor | None = None
     """(N, T), integers"""
+    token_rewards: Tensor | None = None
+    """(N, T), rewards that came token by token, any penalty taken off; `rewards` are their sums."""
     ref_log_probs: Tensor | None = None
     """(N, T), of the model that training started from."""
     teacher_log_probs: Tensor | None = None
@@ -84,6 +87,8 @@ class PolicyBatch:
     """Tokens of the whole optimizer step, over all its micro-batches and ranks; None says that this batch is all of it."""
     num_completions: int | Tensor | None = None
     """Completions of the whole optimizer step, likewise."""
+    num_kept: tuple[int | Tensor | None, ...] | None = None
+    """Tokens of the whole optimizer step that each KL term with `norm="kept"` keeps (`PolicyObjective.num_kept`), likewise."""
     step: int = 0
     """The training step, for coefficients that have a schedule."""
 

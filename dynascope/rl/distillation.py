@@ -16,7 +16,7 @@ and what it says is in `rl/teachers.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dynascope.rl.advantages import Groups, GroupZScore, returns_to_go
 from dynascope.rl.aggregation import aggregate
-from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.kl import kl_estimate
 from dynascope.rl.objective import Advantage, LossView
 
@@ -55,11 +55,15 @@ class LinearAnneal:
 
     @staticmethod
     def over(start: float, floor: float, horizon: int) -> "LinearAnneal":
-        """At the floor from the step `horizon`.
+        """At the floor from the step `horizon`. Raises ValueError for a horizon below 1.
 
         >>> LinearAnneal.over(0.1, 0.01, 40)(20)
         0.055
         """
+        if horizon < 1:
+            raise ValueError(
+                f"horizon={horizon} must be at least 1 step; a coefficient that never moves is a plain number"
+            )
         return LinearAnneal(start, floor, (start - floor) / horizon)
 
 
@@ -119,6 +123,7 @@ def kd_rkl_loss(
     credit: str = "immediate",
     gamma: float = 1.0,
     clamp: float | None = None,
+    num_tokens: int | Tensor | None = None,
 ) -> Float[Tensor, ""]:
     """Distillation alone as a plain function: the token mean of an estimate of KL(π ‖ teacher) on the policy's own samples.
 
@@ -130,6 +135,8 @@ def kd_rkl_loss(
             the teacher thinks of the tokens behind it, discounted by `gamma`: the divergence of whole completions. That
             is a policy gradient, whose value means nothing, and for k2 alone.
         clamp: Of |R|.
+        num_tokens: What is divided by, where these completions are a part of an optimizer step: all its tokens, or with
+            `mask_norm="kept"` those of them that are kept.
 
     Raises ValueError for an unknown setting, or "return_to_go" with another estimator than k2.
 
@@ -140,16 +147,17 @@ def kd_rkl_loss(
     own, other = log_probs.masked_fill(~mask, 0.0), teacher_log_probs.masked_fill(~mask, 0.0)
     if credit == "immediate":
         by_token = kl_estimate(own, other, estimator, clamp=clamp)
-    elif credit == "return_to_go":
+    else:
+        _check_credit(credit)
         if estimator != "k2":
             raise ValueError("credit='return_to_go' is a policy gradient of R, which is k2's: leave estimator='k2'")
         by_token = -teacher_credit(own.detach(), other, mask, credit=credit, gamma=gamma, clamp=clamp) * own
-    else:
-        raise ValueError(f"credit is immediate or return_to_go, not {credit!r}")
     if is_ratio is not None:
         by_token = by_token * is_ratio.detach()
     kept = mask if keep is None else mask & keep[:, None]
-    return aggregate(by_token, kept, "token-mean", num_tokens=None if mask_norm == "kept" else mask.sum())
+    if num_tokens is None:
+        num_tokens = (kept if mask_norm == "kept" else mask).sum()
+    return aggregate(by_token, kept, "token-mean", num_tokens=num_tokens)
 
 
 def teacher_credit(
@@ -163,27 +171,40 @@ def teacher_credit(
 ) -> Float[Tensor, "N T"]:
     """R at every token, or the sum of it and what comes behind; without a gradient, and 0 at padding.
 
+    Raises ValueError for another `credit`.
+
     >>> advantage + 0.005 * teacher_credit(log_probs, teacher_log_probs, mask)
     """
+    _check_credit(credit)
     gap = (teacher_log_probs.float() - log_probs.float()).detach().masked_fill(~mask, 0.0)
     gap = gap if clamp is None else gap.clamp(-clamp, clamp)
     return gap if credit == "immediate" else returns_to_go(gap, mask, gamma=gamma)
 
 
+def _check_credit(credit: str) -> None:
+    if credit not in get_args(Credit):
+        raise ValueError(f"credit is immediate or return_to_go, not {credit!r}")
+
+
 @dataclass(frozen=True)
 class TeacherAdvantage:
-    """A + β·R in every minibatch, as an `adjust` slot: integration "advantage".
+    """A + β·R in every minibatch, as an `adjust` slot: integration "advantage". `keep` is of completions (N,) or tokens (N, T).
+
+    Raises ValueError for another `credit`.
 
     >>> grpo.having(adjust=(TeacherAdvantage(5e-3),))
     """
 
     coefficient: float | Callable[[int], float] = 2e-3
     clamp: float | None = None
-    credit: Credit = "immediate"
+    credit: str = "immediate"
     gamma: float = 1.0
     keep: Callable[[PolicyBatch], Tensor] | None = None
     also_needs: frozenset[str] = frozenset()
     """What `keep` reads."""
+
+    def __post_init__(self) -> None:
+        _check_credit(self.credit)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -203,7 +224,7 @@ class TeacherAdvantage:
             gamma=self.gamma,
             clamp=self.clamp,
         )
-        return advantage + (added if self.keep is None else added * self.keep(batch).float()[:, None])
+        return advantage + (added if self.keep is None else added * per_token(self.keep(batch).float()))
 
 
 @dataclass(frozen=True)

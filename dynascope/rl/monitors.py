@@ -1,6 +1,8 @@
 """What an engineer looks at during RL, out of what a rollout already holds: nothing is generated for it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +24,6 @@ def watch_rollout(
 
     What `watch_responses` tells, and beside it
 
-    - `rollout/reward`: mean over completions.
     - `rollout/surprise`: mean −log π of the sampled tokens, in nats: an unbiased estimate of the entropy.
     - `rollout/off_policy`: mean log-ratio of the distribution drawn from to the behaviour policy, in nats.
 
@@ -31,8 +32,7 @@ def watch_rollout(
     count = rollout.mask.sum().clamp(min=1)
     drift = rollout.sampling_log_probs - rollout.behaviour_log_probs
     return {
-        "rollout/reward": rewards.mean(),
-        **watch_responses(rollout.lengths, rollout.is_truncated, correct, rollout.group_ids),
+        **watch_responses(rollout.lengths, rollout.is_truncated, correct, rollout.group_ids, rewards=rewards),
         "rollout/surprise": -rollout.behaviour_log_probs.sum() / count,
         "rollout/off_policy": drift.sum() / count,
     }
@@ -83,20 +83,22 @@ def watch_responses(
     correct: Bool[Tensor, " N"],
     group_ids: Int[Tensor, " N"] | None = None,
     *,
+    rewards: Float[Tensor, " N"] | None = None,
     formatted: Bool[Tensor, " N"] | None = None,
     texts: Sequence[str] | None = None,
     labeller: BehaviourLabeller | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """The monitors of zero RL (2503.18892, appendix C) from plain tensors; NaN where there is nothing to take a mean of.
 
-    - `rollout/correct`: share of right answers.
+    - `rollout/correct`: share of right answers. `rollout/reward`, with `rewards`: their mean, NaN being none.
     - `rollout/length`, `rollout/length_min`, `rollout/length_max`: tokens.
     - `rollout/length_right`, `rollout/length_wrong`, `rollout/length_stopped`: mean tokens of right ones, of wrong ones, and
       of those that ended by themselves (the paper's average stopped length).
     - `rollout/truncated`: share cut off at the length limit: the paper's clip ratio, which is not PPO's `policy/clip/…`;
       healthy below 0.05. `rollout/stopped`: the others.
     - `rollout/learnable`, `rollout/solved`, `rollout/unsolved`, with `group_ids`: shares of prompts with some, with only,
-      and without right answers.
+      and without right answers. `rollout/avg_at_n`: mean over prompts of the share of right answers; `rollout/pass_at_k/K`, of
+      groups of two and more: Pass@K at powers of 2 up to the smallest group; `rollout/pass_at_k/gap`: its largest K over K = 1.
     - `rollout/formatted`, with `formatted`: share of answers in the format (boxed); `rollout/unformatted`: share of prompts
       without any such answer, with `group_ids`.
     - `rollout/reflections` (words a response) and `rollout/repetitive` (share whose text compresses to a third), with
@@ -107,17 +109,20 @@ def watch_responses(
     >>> watch_responses(lengths, lengths == 8192, correct)["rollout/truncated"]
     """
     sizes = lengths.float()
+    some = sizes if len(sizes) else sizes.new_full((1,), torch.nan)
     told = {
         "rollout/correct": correct.float().mean(),
         "rollout/length": sizes.mean(),
-        "rollout/length_min": sizes.amin(),
-        "rollout/length_max": sizes.amax(),
+        "rollout/length_min": some.amin(),
+        "rollout/length_max": some.amax(),
         "rollout/length_right": sizes[correct].mean(),
         "rollout/length_wrong": sizes[~correct].mean(),
         "rollout/length_stopped": sizes[~is_truncated].mean(),
         "rollout/truncated": is_truncated.float().mean(),
         "rollout/stopped": 1 - is_truncated.float().mean(),
     }
+    if rewards is not None:
+        told["rollout/reward"] = rewards.nanmean()
     if group_ids is not None:
         counts = group_ids.bincount()
         right = group_ids.bincount(correct.float())[counts > 0]
@@ -126,7 +131,14 @@ def watch_responses(
             "rollout/learnable": ((right > 0) & (right < whole)).float().mean(),
             "rollout/solved": (right == whole).float().mean(),
             "rollout/unsolved": (right == 0).float().mean(),
+            "rollout/avg_at_n": (right / whole).float().mean(),
         }
+        fewest = int(whole.min()) if len(whole) else 1
+        if fewest > 1:
+            ks = [2**power for power in range(fewest.bit_length())]
+            curve = pass_at_k(whole, right.long(), ks).mean(0).float()
+            told |= {f"rollout/pass_at_k/{k}": curve[place] for place, k in enumerate(ks)}
+            told["rollout/pass_at_k/gap"] = curve[-1] - curve[0]
         if formatted is not None:
             with_format = group_ids.bincount(formatted.float())[counts > 0]
             told["rollout/unformatted"] = (with_format == 0).float().mean()
@@ -147,19 +159,19 @@ def watch_responses(
 def watch_verl(batch: Mapping[str, Any], *, threshold: float = 0.0) -> dict[str, Float[Tensor, ""]]:
     """The same monitors from a batch of verl: `responses`, `attention_mask` and `token_level_scores`.
 
-    It keeps no finish reason, so a response that fills its space counts as truncated, as in verl's own metric. A sum of
-    scores above the threshold is a right answer; `uid`, where it is there, groups them.
+    It keeps no finish reason, so a response that fills its space counts as truncated, as in verl's own metric. The sum of
+    scores is the reward, and above the threshold a right answer; `uid`, where it is there, groups them.
 
     >>> watch_verl({**data.batch, **data.non_tensor_batch})
     """
     width = batch["responses"].shape[1]
     lengths = batch["attention_mask"][:, -width:].sum(1)
-    correct = batch["token_level_scores"].sum(1) > threshold
+    rewards = batch["token_level_scores"].sum(1)
     groups = None
     if "uid" in batch:
         places = {uid: place for place, uid in enumerate(dict.fromkeys(batch["uid"]))}
         groups = torch.tensor([places[uid] for uid in batch["uid"]], device=lengths.device)
-    return watch_responses(lengths, lengths == width, correct, groups)
+    return watch_responses(lengths, lengths == width, rewards > threshold, groups, rewards=rewards.float())
 
 
 def monitored(
@@ -173,13 +185,21 @@ def monitored(
     """A reward for TRL's GRPOTrainer that logs the monitors of its completions by the way; values above 0 are right answers.
 
     Lengths and finish reasons come from the tokens that TRL hands to rewards (a completion is truncated when it fills
-    `max_length` and does not end with a stop token), groups from equal prompts that follow each other.
+    `max_length` and does not end with a stop token), groups from equal prompts that follow each other. Monitors that fail are
+    told of once, and never end training.
 
     >>> GRPOTrainer(model, reward_funcs=monitored(reward, stop_tokens=[tokenizer.eos_token_id], max_length=512), args=args)
     """
 
     def both(prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any, **more: Any) -> Any:
-        values = reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **more)
+        values = list(reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **more))
+        with undisturbed():
+            tell(prompts, completions, completion_ids, values, more["log_metric"])
+        return values
+
+    undisturbed = Undisturbed(f"monitors of the reward {name_of(reward)!r}")
+
+    def tell(prompts: Any, completions: Any, completion_ids: Any, values: Any, log_metric: Any) -> None:
         texts = texts_of(completions)
         truncated = [len(ids) >= max_length and ids[-1] not in stop_tokens for ids in completion_ids]
         changes = [place > 0 and prompts[place] != prompts[place - 1] for place in range(len(prompts))]
@@ -188,17 +208,38 @@ def monitored(
             torch.tensor(truncated),
             torch.tensor([value is not None and value > 0 for value in values]),
             torch.tensor(changes).cumsum(0),
+            rewards=torch.tensor([torch.nan if value is None else float(value) for value in values]),
             formatted=None if is_formatted is None else torch.tensor([is_formatted(text) for text in texts]),
             texts=texts,
             labeller=labeller,
         )
         for name, value in told.items():
             if not bool(value.isnan()):  # TRL averages over processes, and one without such responses has no mean
-                more["log_metric"](name, float(value))
-        return values
+                log_metric(name, float(value))
 
     both.__name__ = name_of(reward)
     return both
+
+
+class Undisturbed:
+    """What looks on at training without ending it: an error within is told once as a warning, and swallowed.
+
+    >>> undisturbed = Undisturbed("my monitors")
+    >>> with undisturbed(): look()
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._has_told = name, False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 whatever fails here, training goes on
+            if not self._has_told:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                warnings.warn(f"{self._name} failed, and training goes on without: {reason}", stacklevel=3)
+            self._has_told = True
 
 
 def pass_at_k_gap(correct: Bool[Tensor, "prompts samples"], k: int = 8) -> float:

@@ -111,6 +111,12 @@ class PolicyObjective:
     def __post_init__(self) -> None:
         if self.shaping is not None and self.shaping <= 0:
             raise ValueError(f"shaping={self.shaping} must be above 0; the paper's is 0.1")
+        for slot in self.post:
+            only: frozenset[str] = getattr(slot, "only_with", frozenset())
+            if only and self.aggregation not in only:
+                raise ValueError(
+                    f"{type(slot).__name__} is exact with aggregation {', '.join(sorted(only))} alone, not {self.aggregation}"
+                )
 
     def having(self, **slots: Any) -> "PolicyObjective":
         """The same method with some slots changed.
@@ -151,6 +157,17 @@ class PolicyObjective:
         kept = [one for term in terms if (one := term.kept(batch)) is not None]
         return torch.stack([(one > 0).any(1) for one in kept]).any(0)
 
+    def num_kept(self, batch: PolicyBatch) -> tuple[Tensor | None, ...]:
+        """How many tokens of a whole optimizer step each KL term with `norm="kept"` keeps; None for the other terms.
+
+        Its micro-batches have it as `num_kept`, so that they add up to what the step as one batch would give.
+
+        >>> parts = [step.having(num_kept=objective.num_kept(step)).select(rows) for rows in step.split(4)]
+        """
+        mask = self._learned(batch)
+        kept = [term.kept(batch) if term.norm == "kept" else None for term in self.kl]
+        return tuple(None if one is None else (one * mask).sum() for one in kept)
+
     def advantages(self, batch: PolicyBatch) -> Tensor:
         """The advantage of every completion (N,), or of every token (N, T), from a whole rollout; without a gradient.
 
@@ -184,9 +201,7 @@ class PolicyObjective:
         if batch.behaviour_log_probs is None and batch.log_probs is not None:
             batch = batch.having(behaviour_log_probs=batch.log_probs.detach())
         batch.require(self.loss_needs | {"log_probs", "advantage"}, "this objective's loss")
-        if not self.learns_from_truncated:
-            assert batch.is_truncated is not None
-            batch = batch.having(mask=batch.mask & ~batch.is_truncated[:, None])
+        batch = batch.having(mask=self._learned(batch))
         assert batch.log_probs is not None
         assert batch.advantage is not None
         assert batch.behaviour_log_probs is not None
@@ -206,8 +221,9 @@ class PolicyObjective:
         policy_loss = self._aggregate(self._shaped(surrogate.loss, advantage, batch), batch)
         loss = self.policy_weight * policy_loss
         divergences = {}
-        for term in self.kl:
-            weighed, plain = self._divergence(term, ratio, batch)
+        for place, term in enumerate(self.kl):
+            whole = None if batch.num_kept is None else batch.num_kept[place]
+            weighed, plain = self._divergence(term, ratio, batch, whole)
             if term.against != "behaviour":  # of which every loss tells
                 divergences[f"kl/{term.against}"] = plain
             loss = loss + term.weight(batch.step) * weighed
@@ -251,6 +267,13 @@ class PolicyObjective:
             **{name: one.detach() for name, one in divergences.items()},
         }
 
+    def _learned(self, batch: PolicyBatch) -> Tensor:
+        """The tokens that are in the loss."""
+        if self.learns_from_truncated:
+            return batch.mask
+        assert batch.is_truncated is not None
+        return batch.mask & ~batch.is_truncated[:, None]
+
     def _shaped(self, loss: Tensor, advantage: Tensor, batch: PolicyBatch) -> Tensor:
         if self.shaping is None:
             return loss
@@ -260,18 +283,25 @@ class PolicyObjective:
         weight = (batch.log_probs.masked_fill(~batch.mask, 0.0) - math.log(self.shaping)).sigmoid()
         return torch.where(batch.is_demonstration[:, None], -weight * advantage, loss)
 
-    def _divergence(self, term: KLTerm, ratio: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
-        """A KL term as it enters the loss, and its plain mean over the tokens that it keeps, to be told."""
+    def _divergence(
+        self, term: KLTerm, ratio: Tensor, batch: PolicyBatch, num_kept: int | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """A KL term as it enters the loss, and its plain mean over the tokens that it keeps, to be told.
+
+        `num_kept` is of the whole optimizer step.
+        """
         by_token, kept = term.by_token(batch), term.kept(batch)
         weights = batch.mask if kept is None else kept * batch.mask
         total = weights.sum().clamp(min=1e-9)
         plain = (by_token.detach() * weights).sum() / total
         if term.is_ratio_weighted:
-            by_token = by_token * ratio
+            by_token = by_token * (ratio if term.is_score_weighted else ratio.detach())
         if kept is None:
             return self._aggregate(by_token, batch), plain
         by_token = by_token * kept
-        return (by_token.sum() / total if term.norm == "kept" else self._aggregate(by_token, batch)), plain
+        if term.norm == "all":
+            return self._aggregate(by_token, batch), plain
+        return by_token.sum() / (total if num_kept is None else torch.as_tensor(num_kept).clamp(min=1e-9)), plain
 
     def _aggregate(self, values: Tensor, batch: PolicyBatch) -> Tensor:
         return aggregate(

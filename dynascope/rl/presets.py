@@ -33,10 +33,10 @@ luffy = relift_rl.having(shaping=0.1)
 """2504.14945, as its program runs it: one completion of each prompt is a demonstration (`train(mix=DemonstrationsInGroups(…))`),
 whose rare tokens keep their gradient."""
 simplerl_zoo = grpo.having(
-    advantage=GroupZScore(eps=1e-6), aggregation="token-mean", kl=(KLTerm("ref", "k3", 1e-4, clamp=10.0),)
+    advantage=GroupZScore(eps=1e-6), aggregation="token-mean", kl=(KLTerm("ref", "k3", 1e-4, clamp_value=10.0),)
 )
-"""2503.18892, appendix A: every token weighs the same, and a weak pull to the start model (1e-3 above 14B parameters). Its
-program averages within micro-batches: `aggregation="microbatch"`."""
+"""2503.18892, appendix A: every token weighs the same, and a weak pull to the start model (1e-3 above 14B parameters), whose
+estimate its program holds below 10. That averages within micro-batches: `aggregation="microbatch"`."""
 gspo = grpo.having(ratio="sequence", clip=(3e-4, 4e-4))
 """2507.18071, with the clipping ranges of its section 5."""
 rloo = grpo.having(advantage=LeaveOneOut(), aggregation="seq-mean-token-sum")

@@ -267,7 +267,7 @@ def _largest_gradient(terms: Sequence[KLTerm], batch: PolicyBatch) -> float:
     )
     names = [name for name in ("log_probs", "logits") if getattr(batch, name) is not None]
     leaves = {name: getattr(batch, name).detach().requires_grad_() for name in names}
-    plain = {"num_tokens": None, "advantage": torch.zeros_like(batch.rewards)}
+    plain = {"num_tokens": None, "num_kept": None, "advantage": torch.zeros_like(batch.rewards)}
     with torch.enable_grad():
         loss, _ = alone.loss(batch.having(**leaves, **plain))
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

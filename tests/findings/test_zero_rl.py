@@ -34,6 +34,8 @@ NO_FORM = {z.REWARD: course(0.1, 0.2), z.FORMATTED: course(0.5, 0.5), z.CORRECT:
 HARD = {z.LEARNABLE: course(0.05, 0.05, noise=0.01), z.SOLVED: course(0, 0), z.UNSOLVED: course(0.95, 0.95)}
 EASY = {z.LEARNABLE: np.maximum(course(0.6, -0.6), 0.02), z.SOLVED: course(0.3, 0.97), z.UNSOLVED: course(0.1, 0.01)}
 SUITABLE = {z.LEARNABLE: course(0.5, 0.4, noise=0.05), z.SOLVED: course(0.1, 0.5), z.UNSOLVED: course(0.4, 0.1)}
+ERRATIC = {z.STOPPED: 200 + 60 * course(0, 1) * (-1.0) ** np.arange(80), z.TRUNCATED: course(0.02, 0.4, noise=0.01)}
+STEADY = {**ERRATIC, z.STOPPED: course(200, 800, noise=10)}
 WORDS = {z.REFLECTIONS: course(0.2, 2.0), z.BEHAVIOURS: course(0.3, 0.3, noise=0.01)}
 THOUGHT = {z.REFLECTIONS: course(0.2, 2.0), z.BEHAVIOURS: course(0.1, 0.7)}
 
@@ -48,6 +50,9 @@ THOUGHT = {z.REFLECTIONS: course(0.2, 2.0), z.BEHAVIOURS: course(0.1, 0.7)}
         (z.LengthCollapse, {**SHRINKING, z.LENGTH: course(300, 200, noise=5)}),
         (z.FormatPressure, FORM_AND_RIGHT),
         (z.FormatPressure, NO_FORM),
+        (z.ErraticStops, STEADY),
+        (z.ErraticStops, {**ERRATIC, z.TRUNCATED: course(0.02, 0.03)}),
+        (z.ErraticStops, {**ERRATIC, z.STOPPED: 200 + 60 * (-1.0) ** np.arange(80)}),
         (z.UnsuitableQuestions, SUITABLE),
         (z.KeywordIllusion, THOUGHT),
         (z.KeywordIllusion, {z.REFLECTIONS: course(0.01, 0.03), z.BEHAVIOURS: course(0.3, 0.3)}),
@@ -61,6 +66,7 @@ def test_silent(told, kind: Any, values: dict[str, np.ndarray]) -> None:  # type
     ("kind", "values", "id_"),
     [
         (z.UnhealthyGrowth, GIBBERISH, "unhealthy-growth"),
+        (z.ErraticStops, ERRATIC, "erratic-stops"),
         (z.LengthCollapse, SHRINKING, "length-collapse"),
         (z.FormatPressure, FORM, "format-pressure"),
         (z.UnsuitableQuestions, HARD, "questions-too-hard"),

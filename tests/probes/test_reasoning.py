@@ -90,6 +90,12 @@ def test_trls_rewards_tell_it_by_the_way() -> None:
     assert told["reasoning/cot_pass_at_k/2"] == pytest.approx((2 / 3 + 0) / 2)
     assert (told["reasoning/learnable"], told["reasoning/unsolved"]) == (0.5, 0.5)
 
+    wide: dict[str, float] = {}
+    too_many = reasoning_monitored(reward, ReasoningDynamics([2, 4]))
+    assert too_many(**asked, log_metric=wide.__setitem__) == [1.0, 1.0, 0.0, None, 0.0]
+    assert wide["reasoning/pass_at_k/2"] == told["reasoning/pass_at_k/2"]
+    assert "reasoning/pass_at_k/4" not in wide  # a prompt has two answers
+
     silent: dict[str, float] = {}
     chat = {
         "prompts": [[{"role": "user", "content": "1+2"}]] * 2,
@@ -99,3 +105,24 @@ def test_trls_rewards_tell_it_by_the_way() -> None:
     judgeless(**chat, log_metric=silent.__setitem__)
     assert silent["reasoning/unsolved"] == 1
     assert not [name for name in silent if "chain" in name]
+
+
+def test_a_judge_that_fails_does_not_end_training() -> None:
+    told: dict[str, float] = {}
+
+    def judge(solutions: Sequence[Solution]) -> list[bool]:
+        raise RuntimeError("the server is gone")
+
+    def reward(completions: Sequence[str], **columns: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    watched = reasoning_monitored(reward, ReasoningDynamics([1]), JudgeEnsemble(judge, n=1))
+    given = {"prompts": ["1+2"] * 2, "completions": ["3", "3"], "log_metric": told.__setitem__}
+    with pytest.warns(
+        UserWarning, match=r"dynamics of the reward 'reward' failed, .* RuntimeError: the server is gone"
+    ):
+        assert watched(**given) == [1.0, 1.0]
+    assert watched(**given) == [1.0, 1.0]  # and says so once
+    assert not told
+    with pytest.raises(ZeroDivisionError):
+        reasoning_monitored(lambda **_: [1 / 0], ReasoningDynamics([1]))(**given)

@@ -23,7 +23,7 @@ from dynascope.rl.advantage_filter import (
     filter_advantages,
     token_moments,
 )
-from dynascope.rl.advantages import WhitenedReturns, returns_to_go, token_rewards, whiten
+from dynascope.rl.advantages import WhitenedReturns, returns_to_go, token_rewards
 
 
 def single_tokens(*counts: tuple[float, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,18 +63,19 @@ def test_closed_form_of_a_failure(q: float, expected: float) -> None:
 def test_whitening_has_mean_0_and_variance_1_on_one_process_and_on_two_shards() -> None:
     values, mask = torch.randn(8, 5) + 300, torch.rand(8, 5) < 0.7
     whole = normalize_advantages(values, mask)
-    known = whole[mask].double()
+    known, known_raw = whole[mask].double(), values[mask].double()
     assert abs(float(known.mean())) < 1e-6
     assert float(known.var(correction=0)) == pytest.approx(1, abs=1e-5)
     assert bool((whole[~mask] == 0).all())
     shards = [(values[:3], mask[:3]), (values[3:], mask[3:])]
     moments = combined(token_moments(*one) for one in shards)
     torch.testing.assert_close(torch.cat([normalize_advantages(*one, moments) for one in shards]), whole)
-    torch.testing.assert_close(whole, whiten(values, mask), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(whole[mask].double(), (known_raw - known_raw.mean()) / known_raw.std(correction=0))
 
 
 def test_equal_values_give_0_and_what_is_not_finite_is_left_out() -> None:
     assert normalize_advantages(*single_tokens((2.5, 6))).count_nonzero() == 0
+    assert normalize_advantages(*single_tokens((0.1, 7))).count_nonzero() == 0
     filtered, is_kept = filter_advantages(torch.tensor([math.nan, math.inf, -math.inf, 1.0]))
     assert filtered.tolist() == [0, 0, 0, 1]
     assert is_kept.tolist() == [False, False, False, True]
@@ -94,6 +95,31 @@ def test_dropping_is_leaving_tokens_out_of_the_mask() -> None:
     torch.testing.assert_close(dropped, reinforce_pp.loss(cut.having(advantage=advantage))[0])
     zeroed = AdvantageFilter()(advantage, batch)
     assert zeroed.tolist()[0] == pytest.approx([0.5, 0, 1.0])
+
+
+def test_what_cannot_be_left_out_exactly_is_told() -> None:
+    for aggregation in ("token-mean", "max-length", "seq-mean-token-sum"):
+        with pytest.raises(ValueError, match=f"exact with aggregation seq-mean-token-mean alone, not {aggregation}"):
+            reinforce_pp.having(post=(AdvantageFilter(mode="drop"),), aggregation=aggregation)
+        assert reinforce_pp.having(post=(AdvantageFilter(),), aggregation=aggregation).post
+    mask = torch.ones(4, 2).bool()
+    with pytest.raises(ValueError, match="one advantage a completion"):
+        AdvantageFilter(mode="drop")(torch.zeros(4), batch_of(mask))
+
+
+def test_the_authors_center_is_the_mean_of_the_raw_returns() -> None:
+    """31 returns of 1 and one of 0: z of the others is 0.18, the failure's −5.57; about 31/32 all keep but that."""
+    mask = torch.ones(32, 1).bool()
+    rewards = torch.cat([torch.zeros(1), torch.ones(31)]) - 4.0
+    batch = PolicyBatch(mask=mask, rewards=rewards, group_ids=torch.arange(32))
+    estimator = WhitenedReturns(0.0)
+    assert float(estimator.raw_mean(batch)) == pytest.approx(31 / 32 - 4)
+    z = estimator(batch)
+    found = AdvantageFilter(center=estimator.raw_mean)(z, batch)
+    kept = (z - (31 / 32 - 4)).abs() <= 3
+    torch.testing.assert_close(found, z * kept)
+    assert kept.tolist() == [[True]] + [[False]] * 31  # about −3.03 the outlier alone is near
+    assert AdvantageFilter(center=WhitenedReturns().raw_mean).needs == {"behaviour_log_probs", "ref_log_probs"}
 
 
 def test_return_to_go_with_kl_in_the_reward() -> None:

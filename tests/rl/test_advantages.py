@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynascope.rl.advantage_filter import normalize_advantages
 from dynascope.rl.advantages import (
     GAE,
     WhitenedReturns,
@@ -14,7 +15,6 @@ from dynascope.rl.advantages import (
     leave_one_out,
     returns_to_go,
     token_rewards,
-    whiten,
 )
 from dynascope.rl.batch import PolicyBatch
 
@@ -100,14 +100,14 @@ def test_gae_is_the_double_loop(lam: float) -> None:
 
 def test_whitening_counts_tokens_and_leaves_padding_alone() -> None:
     values = torch.tensor([[1.0, 2, 3], [6, 99, 99]])
-    found = whiten(values, MASK)
+    found = normalize_advantages(values, MASK)
     tokens = found[MASK]
     assert float(tokens.mean()) == pytest.approx(0, abs=1e-6)
     assert float(tokens.square().mean()) == pytest.approx(1, abs=1e-6)
     assert found[1, 1:].tolist() == [0, 0]
-    assert whiten(torch.full((2, 3), 0.1), MASK).abs().sum() == 0
+    assert normalize_advantages(torch.full((2, 3), 0.1), MASK).abs().sum() == 0
     # 31 successes and a failure: the failure lies -sqrt(31) deviations away.
-    outlier = whiten(torch.tensor([[1.0] * 31 + [0.0]]), torch.ones(1, 32).bool())
+    outlier = normalize_advantages(torch.tensor([[1.0] * 31 + [0.0]]), torch.ones(1, 32).bool())
     assert float(outlier[0, -1]) == pytest.approx(-5.567764, abs=1e-5)
 
 

@@ -19,7 +19,7 @@ from dynascope.rl.distillation import (
     wrong_answers,
 )
 from dynascope.rl.kl import KLTerm
-from dynascope.rl.objective import PolicyObjective
+from dynascope.rl.objective import LossView, PolicyObjective
 from dynascope.rl.presets import grpo, kd_rkl, kdrl, kdrl_masking_response
 
 
@@ -54,6 +54,8 @@ def test_annealing_by_hand() -> None:
     anneal = LinearAnneal()
     assert [anneal(step) for step in (0, 40, 80, 200)] == pytest.approx([5e-3, 3e-3, 1e-3, 1e-3])
     assert LinearAnneal.over(0.1, 0.01, 40)(40) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="horizon=0 must be at least 1"):
+        LinearAnneal.over(0.1, 0.01, 0)
     for settings in ({"rate": -1.0}, {"floor": 1.0}):
         with pytest.raises(ValueError, match="must not be"):
             LinearAnneal(**settings)
@@ -210,6 +212,30 @@ def test_pads_order_and_parts_change_nothing() -> None:
     torch.testing.assert_close(
         kd_rkl_loss(shuffled.behaviour_log_probs, shuffled.teacher_log_probs, shuffled.mask), expected
     )
+    keep = kd_mask(seen.correct, seen.group_ids, "response")
+    for mask_norm, count in (("all", seen.mask.sum()), ("kept", seen.mask[keep].sum())):
+
+        def loss(rows: Any, mask_norm: str = mask_norm, **more: Any) -> Tensor:
+            part = seen.select(rows)
+            given = (part.behaviour_log_probs, part.teacher_log_probs, part.mask)
+            return kd_rkl_loss(*given, keep=keep[rows], mask_norm=mask_norm, **more)
+
+        parts = [loss(rows, num_tokens=count) for rows in seen.split(3)]
+        torch.testing.assert_close(sum(parts), loss(torch.arange(8)))
+
+
+@pytest.mark.parametrize("norm", ["all", "kept"])
+def test_micro_batches_of_a_masked_term_add_up(norm: Any) -> None:
+    term = KLTerm("teacher", "k2", 1.0, keep=wrong_answers, norm=norm, also_needs=frozenset({"correct"}))
+    objective = kd_rkl.having(kl=(term,))
+    seen = batch(is_truncated=torch.arange(8) == 1, advantage=torch.zeros(8))
+    seen = seen.having(log_probs=seen.behaviour_log_probs + 0.1)
+    for one in (objective, objective.having(learns_from_truncated=False)):
+        step = seen.having(num_tokens=seen.mask.sum(), num_completions=8, num_kept=one.num_kept(seen))
+        parts = [one.loss(step.select(rows))[0] for rows in step.split(3)]
+        torch.testing.assert_close(sum(parts), one.loss(step)[0])
+        whole = seen.having(num_tokens=seen.mask.sum())
+        torch.testing.assert_close(one.loss(step)[0], one.loss(whole)[0])
 
 
 def test_completions_that_no_term_keeps_are_not_asked_for() -> None:
@@ -218,6 +244,16 @@ def test_completions_that_no_term_keeps_are_not_asked_for() -> None:
     assert torch.equal(kdrl_masking_response.kept_by_teacher(seen), ~seen.correct)
     assert kdrl_masking_response.having(adjust=(TeacherAdvantage(),)).kept_by_teacher(seen) is None
     assert kdrl_masking_response.kept_by_teacher(seen.having(correct=None)) is None
+
+
+def test_the_advantage_form_keeps_completions_or_tokens() -> None:
+    seen = batch()
+    moved = seen.having(log_probs=seen.behaviour_log_probs)
+    view = LossView(moved, torch.ones(8, 1), torch.zeros(8, 1))
+    by_completion = TeacherAdvantage(keep=wrong_answers)(torch.zeros(8, 1), view)
+    by_token = TeacherAdvantage(keep=lambda one: ~one.correct[:, None] & one.mask)(torch.zeros(8, 1), view)
+    assert torch.equal(by_completion, by_token)
+    assert by_token.any()
 
 
 def test_the_told_divergence_is_of_what_is_kept() -> None:
@@ -233,7 +269,12 @@ def test_what_is_impossible_is_told() -> None:
     given = (seen.behaviour_log_probs, seen.teacher_log_probs, seen.mask)
     with pytest.raises(ValueError, match="mask_norm is all"):
         kd_rkl_loss(*given, mask_norm="some")
-    with pytest.raises(ValueError, match="credit is immediate"):
-        kd_rkl_loss(*given, credit="later")
+    for wrong in (
+        lambda: kd_rkl_loss(*given, credit="later"),
+        lambda: teacher_credit(*given, credit="immediat"),
+        lambda: TeacherAdvantage(credit="returns"),
+    ):
+        with pytest.raises(ValueError, match="credit is immediate"):
+            wrong()
     with pytest.raises(ValueError, match="which is k2's"):
         kd_rkl_loss(*given, credit="return_to_go", estimator="k3")

@@ -43,6 +43,9 @@ def test_what_there_is_none_of_has_no_mean() -> None:
     every = torch.ones(5).bool()
     assert math.isnan(float(watch_responses(LENGTHS, every, CORRECT)["rollout/length_stopped"]))
     assert math.isnan(float(watch_responses(LENGTHS, CUT, ~every)["rollout/length_right"]))
+    none = torch.zeros(0)
+    empty = watch_responses(none.long(), none.bool(), none.bool(), none.long(), rewards=none, texts=[])
+    assert all(math.isnan(float(value)) for value in empty.values())
     told = watch_responses(torch.tensor([0, 3]), torch.tensor([False, False]), torch.tensor([False, True]))
     assert float(told["rollout/length_min"]) == 0
 
@@ -59,6 +62,19 @@ def test_formats_groups_and_texts() -> None:
     for name, value in expected.items():
         assert float(told[f"rollout/{name}"]) == pytest.approx(value)
     assert float(told["behaviours/verification"]) == pytest.approx(0.2)
+    assert float(told["rollout/avg_at_n"]) == pytest.approx((0.5 + 0.5 + 0) / 3)
+    assert not [name for name in told if "pass_at_k" in name]  # one group has one response
+
+
+def test_pass_at_k_of_the_groups() -> None:
+    correct = torch.tensor([True, False, False, True, False, False, False, False, False])
+    groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    told = watch_responses(torch.ones(9).long(), torch.zeros(9).bool(), correct, groups, rewards=correct.float() - 0.5)
+    expected = {"pass_at_k/1": 0.25, "pass_at_k/2": 5 / 12, "pass_at_k/4": 0.5, "pass_at_k/gap": 0.25, "avg_at_n": 0.25}
+    for name, value in expected.items():
+        assert float(told[f"rollout/{name}"]) == pytest.approx(value)
+    assert "rollout/pass_at_k/8" not in told
+    assert float(told["rollout/reward"]) == pytest.approx(2 / 9 - 0.5)
 
 
 def test_verls_batch_tells_the_same() -> None:
@@ -73,7 +89,8 @@ def test_verls_batch_tells_the_same() -> None:
         "token_level_scores": scores,
         "uid": ["a", "a", "b"],
     }
-    ours = watch_responses(lengths, lengths == width, torch.tensor([True, False, False]), torch.tensor([0, 0, 1]))
+    right = torch.tensor([True, False, False])
+    ours = watch_responses(lengths, lengths == width, right, torch.tensor([0, 0, 1]), rewards=scores.sum(1))
     theirs = watch_verl(batch)
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
@@ -97,6 +114,52 @@ def test_trl_logs_the_monitors_and_a_stop_at_the_limit_is_no_truncation() -> Non
     assert logged["rollout/learnable"] == 1.0
     assert logged["rollout/formatted"] == 0.25
     assert logged["rollout/length"] == 2.5
+    assert logged["rollout/reward"] == logged["rollout/pass_at_k/1"] == 0.5
+    broken = monitored(reward, stop_tokens=[9], max_length=3)
+    given = {"prompts": ["a"], "completions": ["7"], "completion_ids": [None], "log_metric": logged.__setitem__}
+    with pytest.warns(
+        UserWarning, match="monitors of the reward 'reward' failed, and training goes on without: TypeError"
+    ):
+        assert broken(**given) == [1.0]
+    assert broken(**given) == [1.0]
+
+
+@pytest.mark.parametrize(("name", "num_steps"), [("guessing", 14), ("format-pressure", 26)])
+def test_trls_logs_become_findings(
+    name: str, num_steps: int, tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    """A scripted reward over real steps of TRL: from its log to the record, and from there to what is told."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    import dynascope
+    from dynascope.findings.catalogue import detect
+    from dynascope.probes.reasoning import ReasoningDynamics, reasoning_monitored
+    from dynascope.rl.reasoning.judges import JudgeEnsemble
+    from dynascope.watching.callbacks import DynascopeCallback
+
+    step = 0
+
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        nonlocal step
+        step += 1
+        if name == "guessing":  # one of four is right at first, then three, by chains of which none is
+            return ([1.0, 0.0, 0.0, 0.0] if step <= 5 else [1.0, 1.0, 1.0, 0.0]) * (len(completions) // 4)
+        return [1.0, *[-1.0 if step <= 10 else -0.1] * 3] * (len(completions) // 4)
+
+    judged = reasoning_monitored(reward, ReasoningDynamics([1, 2]), JudgeEnsemble(lambda all: [False] * len(all), n=1))
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=2,
+        max_steps=num_steps, use_cpu=True, bf16=False, report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True,
+        steps_per_generation=1,
+    )  # fmt: skip
+    trl.GRPOTrainer(
+        tiny_llama, args=args, processing_class=character_tokenizer,
+        reward_funcs=monitored(judged, stop_tokens=[], max_length=2, is_formatted=lambda text: step > 10),
+        train_dataset=datasets.Dataset.from_dict({"prompt": [f"{one}+{one}=" for one in range(8)]}),
+        callbacks=[DynascopeCallback(run=tmp_path / "run", probes=[])],
+    ).train()  # fmt: skip
+    found = {one.id: one for one in detect(dynascope.open(tmp_path / "run"))}
+    assert name in found
+    assert ("format-pressure" in found) is (name == "format-pressure")
 
 
 def test_the_gap_of_pass_at_k() -> None:
@@ -253,6 +316,8 @@ def test_the_recipe_as_trls_settings(tmp_path: Path) -> None:
     )
     assert (small.beta, large.beta, small.num_generations, small.loss_type) == (1e-4, 1e-3, 8, "dapo")
     assert small.per_device_train_batch_size * small.gradient_accumulation_steps == 256 * 8
+    assert small.per_device_train_batch_size * small.steps_per_generation == 1024 * 8
+    assert small.max_steps * small.gradient_accumulation_steps / small.steps_per_generation == 100  # rollouts
     with pytest.raises(ValueError, match="must be positive"):
         simplerl_zoo_config(0)
 

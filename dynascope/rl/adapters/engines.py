@@ -1,6 +1,6 @@
 """Rollouts by other engines than our own sampler: Hugging Face's `generate`, and vLLM."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,12 +29,25 @@ def generate_rollout(
 
     `sampling_log_probs` are those after every setting, `behaviour_log_probs` the policy's own at this temperature; both keep
     logits of all steps for a while, (T, N, vocabulary). `generate` draws from PyTorch's global generator, which is seeded
-    from `generator` and put back.
+    from `generator` and put back. Of the model's own generation config top_k, top_p, min_p and the repetition penalty do not
+    count unless `settings` say so. A completion also ends at `stop_strings`, which want `tokenizer`, and where a criterion of
+    `stopping_criteria` says so; those that ran into the limit are truncated.
+
+    Raises ValueError for `stop_strings` without `tokenizer`.
 
     >>> rollout = generate_rollout(model, prompts, num_samples=8, max_new_tokens=64, stop_token=2, top_p=0.95)
     """
     seen = torch.ones_like(prompts).bool() if prompt_mask is None else prompt_mask
     seed = int(torch.randint(2**62, (), generator=generator))
+    criteria = [*settings.pop("stopping_criteria", ())]
+    if "stop_strings" in settings:
+        if "tokenizer" not in settings:
+            raise ValueError("stop_strings are looked for in what tokens say: give tokenizer= too")
+        from transformers import StopStringCriteria
+
+        criteria.append(StopStringCriteria(settings.pop("tokenizer"), settings.pop("stop_strings")))
+    ends = _Ends(stop_token, criteria)
+    unchanged = {"top_k": 0, "top_p": 1.0, "min_p": None} if temperature > 0 else {}
     was_training = model.training
     model.eval()
     devices = [prompts.device] if prompts.device.type == "cuda" else []
@@ -52,15 +65,16 @@ def generate_rollout(
                 output_logits=True,
                 output_scores=True,
                 return_dict_in_generate=True,
-                **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
-                **settings,
+                stopping_criteria=[ends],
+                **({"temperature": temperature} if temperature > 0 else {}),
+                **{"repetition_penalty": 1.0, **unchanged, **settings},
             )
     finally:
         model.train(was_training)
     tokens = told.sequences[:, prompts.shape[1] :]
     behaviour = torch.stack(told.logits, 1).float() / (temperature or 1.0)
     sampling = torch.stack(told.scores, 1).float()
-    mask = until_stop(tokens, stop_token)
+    mask, is_truncated = ends.of(tokens)
     return Rollout.of_prompts(
         prompts,
         prompt_mask,
@@ -69,11 +83,35 @@ def generate_rollout(
         mask=mask,
         behaviour_log_probs=_chosen(behaviour, tokens),
         sampling_log_probs=_chosen(sampling, tokens),
-        is_truncated=(tokens != stop_token).all(1),
+        is_truncated=is_truncated,
         max_length=max_new_tokens,
         temperature=temperature,
         weights_version=weights_version,
     )
+
+
+class _Ends:
+    """A stopping criterion that remembers which token ended each completion: padding behind it may be any token."""
+
+    def __init__(self, stop_token: int, others: Sequence[Callable[..., Tensor]]) -> None:
+        self._stop, self._others, self._count = stop_token, others, 0
+        self._lengths: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        is_end = input_ids[:, -1] == self._stop
+        for other in self._others:
+            is_end = is_end | other(input_ids, scores, **more)
+        self._count += 1
+        known = torch.zeros_like(input_ids[:, 0]) if self._lengths is None else self._lengths
+        self._lengths = known.where((known > 0) | ~is_end, self._count)
+        return is_end
+
+    def of(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask of completions (N, T), and which of them never ended."""
+        assert self._lengths is not None
+        width, is_truncated = tokens.shape[1], self._lengths == 0
+        lengths = self._lengths.masked_fill(is_truncated, width)
+        return torch.arange(width, device=tokens.device) < lengths[:, None], is_truncated
 
 
 def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -95,6 +133,9 @@ def vllm_rollout(
     **settings: Any,
 ) -> Rollout:
     """As `sample`, by a `vllm.LLM`, which holds weights of its own; needs the extra `vllm`. `settings` go to SamplingParams.
+
+    Completions are as long as vLLM's, whatever ended them: another end token, `stop` strings, or a limit, of which its finish
+    reason tells.
 
     vLLM tells log-probabilities of what it drew from if it was started with `logprobs_mode="processed_logprobs"`; its
     default tells them at temperature 1. They serve as both `behaviour_log_probs` and `sampling_log_probs`; where its kernels'
@@ -122,9 +163,8 @@ def vllm_rollout(
         temperature=temperature,
         logprobs=0,
         stop_token_ids=[stop_token],
-        detokenize=False,
         seed=int(torch.randint(2**31, (), generator=generator)),
-        **settings,
+        **{"detokenize": "stop" in settings, **settings},
     )
     asked = [{"prompt_token_ids": row[known].tolist()} for row, known in zip(prompts, seen, strict=True)]
     answers = [answer for request in llm.generate(asked, params, use_tqdm=False) for answer in request.outputs]
@@ -132,7 +172,8 @@ def vllm_rollout(
     chosen = [[step[token].logprob for step, token in zip(one.logprobs, one.token_ids, strict=True)] for one in answers]
     log_probs = _padded(chosen, 0.0, torch.float32)
     tokens, log_probs = tokens.to(prompts.device), log_probs.to(prompts.device)
-    mask = until_stop(tokens, stop_token)
+    lengths = torch.tensor([len(one.token_ids) for one in answers], device=tokens.device)
+    mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     return Rollout.of_prompts(
         prompts,
         prompt_mask,
@@ -141,7 +182,7 @@ def vllm_rollout(
         mask=mask,
         behaviour_log_probs=log_probs,
         sampling_log_probs=log_probs,
-        is_truncated=(tokens != stop_token).all(1),
+        is_truncated=torch.tensor([one.finish_reason == "length" for one in answers], device=tokens.device),
         max_length=max_new_tokens,
         temperature=temperature,
         weights_version=weights_version,
@@ -151,13 +192,3 @@ def vllm_rollout(
 def _padded(rows: Sequence[Sequence[float | int]], pad: float | int, dtype: torch.dtype) -> Tensor:
     width = max(1, *map(len, rows))
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=dtype)
-
-
-def until_stop(tokens: Int[Tensor, "N T"], stop_token: int) -> Bool[Tensor, "N T"]:
-    """Which tokens come before a row's first stop token, or are it.
-
-    >>> until_stop(torch.tensor([[5, 1, 5]]), stop_token=1)
-    tensor([[ True,  True, False]])
-    """
-    stops = (tokens == stop_token).int()
-    return stops.cumsum(1) - stops == 0

@@ -64,6 +64,7 @@ class SharedPromptsMixin:
             model,
             groups,
             temperature=self.temperature,
+            share=True,  # whether it pays differs from batch to batch, and ratios compare old log-probabilities with new ones
             entropy=compute_entropy,
             differentiable_entropy=self._learns_from_entropy,
         )

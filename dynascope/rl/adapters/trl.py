@@ -1,5 +1,6 @@
 """Any policy objective inside TRL's GRPOTrainer: generation, accelerate, PEFT and vLLM are TRL's, the objective ours."""
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
+from dynascope.rl.advantages import NothingToCompareError
 from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.distillation import solved
 from dynascope.rl.objective import PolicyObjective
@@ -21,6 +23,7 @@ from dynascope.rl.tasks.rewards import guarded
 from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher, check_vocabulary
 
 _STATE = "policy_objective.pt"
+_KNOWN_OF_ROLLOUTS = {"correct", "is_solved", "is_truncated", "is_demonstration"}
 _OF_IMAGES = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
     "token_type_ids", "mm_token_type_ids", "image_position_ids",
@@ -36,9 +39,13 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     count; an objective against the start model wants `beta` above 0 in the settings, so that TRL keeps that model, and
     weighs it by its own coefficient. TRL's weights against the drift of vLLM are applied.
 
-    Completions of which every reward function said None have no advantage, and are nobody's baseline. A reward function that
-    raises, or takes longer than `reward_time_limit` seconds (None for no limit), ends training in one line that names it;
-    models and coroutines as rewards are left to TRL.
+    `correctness` names the reward function whose positive values mean a right answer, for slots and terms that go by right and
+    wrong; without it positive sums do, which a reward of shape or length would change.
+
+    Completions of which every reward function said None have no advantage, and are nobody's baseline; nor has one that is alone
+    in its group. Evaluation asks a copy of the objective, so that estimators with a state learn of training alone. A reward
+    function that raises, or takes longer than `reward_time_limit` seconds (None for no limit), ends training in one line that
+    names it; models and coroutines as rewards are left to TRL.
 
     Hidden states, where a slot needs them, take a forward pass of the whole model a rollout: not for sharded parameters, and
     like teachers not with images.
@@ -49,8 +56,9 @@ class PolicyObjectiveTrainer(GRPOTrainer):
     A `teacher` (a model with the policy's tokenizer, a `TeacherScorer` or another `Teacher`) is asked once a rollout, for the
     completions that a term keeps. Checkpoints hold the state of slots that have one, and resuming puts it back.
 
-    Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or
-    has another vocabulary; for a `process` with vLLM or continuous batching; where no completion of a rollout has a reward;
+    Raises ValueError when the objective needs what TRL does not give: logits or values, or a teacher that is not given or has
+    another vocabulary; for a `correctness` that names no reward function, and for a term with `norm="kept"` whose `keep` reads
+    what only the loss knows; for a `process` with vLLM or continuous batching; where no completion of a rollout has a reward;
     in the first loss whose teacher teaches nothing (`check_teacher`), and in one that is not finite.
 
     >>> PolicyObjectiveTrainer(model, reward_funcs=reward, args=args, train_dataset=prompts, objective="dapo").train()
@@ -72,9 +80,14 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         teacher: nn.Module | Teacher | None = None,
         process: Callable[[Tensor, Tensor], Tensor] | None = None,
         reward_time_limit: float | None = None,
+        correctness: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if correctness is not None and correctness not in self.reward_func_names:
+            names = ", ".join(self.reward_func_names)
+            raise ValueError(f"there is no reward function {correctness!r}; there are {names}")
+        self._correctness = correctness
         if process is not None and (self.use_vllm or self.use_transformers_continuous_batching):
             raise ValueError("process= changes what generate() draws from: leave vLLM and continuous batching off")
         self.process = process
@@ -92,17 +105,32 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         if "teacher_log_probs" in needs and self.teacher is None:
             raise ValueError("this objective needs teacher_log_probs: give teacher=")
         once = {"hidden", "unembedding"}
-        missing = needs - self.gives - once | (self.objective.loss_needs & once)
+        # What vLLM drew from, unless TRL weighs it out itself: the two weights would be one too many.
+        drawn = self.use_vllm and not self.vllm_importance_sampling_correction
+        gives = self.gives | (frozenset({"sampling_log_probs"}) if drawn else frozenset())
+        missing = needs - gives - once | (self.objective.loss_needs & once)
+        if missing == {"sampling_log_probs"}:
+            raise ValueError(
+                "TRL tells the distribution that was drawn from with use_vllm=True, and weighs it out itself unless "
+                "vllm_importance_sampling_correction=False: leave SamplingCorrection out, or set both"
+            )
         if "is_demonstration" in missing:
             raise ValueError(
                 "this objective wants demonstrations in its groups: use rl.interleaving.trl.MixedPolicyTrainer"
             )
         if missing:
             raise ValueError(f"TRL does not give {', '.join(sorted(missing))}, which this objective needs")
+        for term in self.objective.kl:
+            unknown = term.also_needs - _KNOWN_OF_ROLLOUTS
+            if term.norm == "kept" and unknown:
+                raise ValueError(
+                    f"norm='kept' counts the kept tokens of a rollout before its losses, which know {', '.join(unknown)}: "
+                    "leave norm='all'"
+                )
         if "ref_log_probs" in needs and self.beta == 0.0:
             raise ValueError("this objective compares with the start model: set beta=1e-3 (any value) in GRPOConfig")
         self._rewards = torch.zeros(0)
-        self._is_scored = torch.zeros(0).bool()
+        self._is_scored = self._is_correct = self._is_correctness_known = torch.zeros(0).bool()
         self._is_taught = False
         self._is_demonstration: Tensor | None = None
 
@@ -134,7 +162,11 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         by_function: Tensor = super()._calculate_rewards(*args, **kwargs)
         weights = self.reward_weights.to(by_function.device)
         self._rewards = (by_function * weights).nansum(1)
-        self._is_scored = ~by_function.isnan().all(1)
+        self._is_scored = self._is_correctness_known = ~by_function.isnan().all(1)
+        self._is_correct = self._rewards > 0
+        if self._correctness is not None:
+            told = by_function[:, self.reward_func_names.index(self._correctness)]
+            self._is_correct, self._is_correctness_known = told > 0, ~told.isnan()
         if not bool(self._is_scored.any()):
             names = ", ".join(self.reward_func_names)
             raise ValueError(f"no completion has a reward: {names} said None or NaN of each")
@@ -150,26 +182,27 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             behaviour = now if behaviour is None else behaviour
         if self._is_demonstration is not None:
             output["is_demonstration"] = self._is_demonstration
-        local = {
+        local: dict[str, Tensor | None] = {
             "mask": mask,
             "is_truncated": self._is_truncated(output),
             "is_demonstration": self._is_demonstration,
             "behaviour_log_probs": behaviour,
             "entropy": entropy,
             "ref_log_probs": output.get("ref_per_token_logps"),
+            "sampling_log_probs": output.get("sampling_per_token_logps"),
         }
         num = self.num_generations if self.model.training else self.num_generations_eval
-        rewards = self._rewards.to(mask.device)
+        rewards, correct = self._rewards.to(mask.device), self._is_correct.to(mask.device)
         groups = torch.arange(len(rewards), device=mask.device) // num
         start = self.accelerator.process_index * len(mask)
         own = slice(start, start + len(mask))
-        is_solved = solved(rewards > 0, groups)
+        is_solved = solved(correct, groups)
         if self.teacher is not None and "teacher_log_probs" in needs | self.objective.loss_needs:
             mine = PolicyBatch(
                 mask=mask,
                 rewards=rewards[own],
                 group_ids=groups[own],
-                correct=rewards[own] > 0,
+                correct=correct[own],
                 is_solved=is_solved[own],
             )
             rows = self.objective.kept_by_teacher(mine)
@@ -178,17 +211,13 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         if not needs.isdisjoint({"hidden", "unembedding", "tokens"}):
             local["tokens"] = output["completion_ids"]
         if not needs.isdisjoint({"hidden", "unembedding"}):
-            with torch.no_grad():
-                told = score(
-                    self.accelerator.unwrap_model(self.model), self._rollout(output), needs & {"hidden", "unembedding"}
-                )
-            local["hidden"], unembedding = told["hidden"], told["unembedding"]
+            local["hidden"], unembedding = self._hidden(output)
         # Estimators see the whole rollout, as TRL's own advantage does; every rank keeps its slice.
-        everyone = {name: self._of_all(value) for name, value in local.items() if value is not None}
+        everyone: dict[str, Any] = {name: self._of_all(value) for name, value in local.items() if value is not None}
         batch = PolicyBatch(
             rewards=rewards,
             group_ids=groups,
-            correct=rewards > 0,
+            correct=correct,
             is_solved=is_solved,
             max_length=self.max_completion_length,
             temperature=self.temperature,
@@ -196,14 +225,36 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             unembedding=unembedding,
             **everyone,
         )
-        advantage = self._advantages(batch)
+        objective = self._asked
+        advantage = self._advantages(objective, batch)
         mode = "train" if self.model.training else "eval"
-        for name, value in self.objective.rollout_metrics.items():
+        for name, value in objective.rollout_metrics.items():
             self._metrics[mode][name].append(value.item())
         advantage = advantage[own] if advantage.ndim == 1 else advantage[own, : mask.shape[1]]
         output |= {"advantages": advantage, "rewards": rewards[own], "group_ids": groups[own]}
-        output["is_solved"] = is_solved[own]
+        output |= {"is_solved": is_solved[own], "correct": correct[own]}
+        kept = objective.num_kept(batch)
+        output |= {f"num_kept/{place}": one for place, one in enumerate(kept) if one is not None}
         return output
+
+    @property
+    def _asked(self) -> PolicyObjective:
+        return self.objective if self.model.training else copy.deepcopy(self.objective)
+
+    def _num_at_once(self) -> int:
+        """Completions of one pass through the model: as many as a step's, whatever a rollout has."""
+        args = self.args
+        return int(args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size)
+
+    @torch.no_grad()
+    def _hidden(self, output: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Hidden states of this process's completions, and the unembedding."""
+        model, rollout = self.accelerator.unwrap_model(self.model), self._rollout(output)
+        parts = [
+            score(model, rollout.select(rows), {"hidden", "unembedding"})
+            for rows in torch.arange(len(rollout), device=rollout.tokens.device).split(self._num_at_once())
+        ]
+        return torch.cat([part["hidden"] for part in parts]), parts[0]["unembedding"]
 
     def _of_all(self, local: Tensor) -> Tensor:
         """Rows of every process; collectives take no bool."""
@@ -211,14 +262,15 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         whole: Tensor = self.accelerator.gather(self.accelerator.pad_across_processes(numbers, dim=1))
         return whole.to(local.dtype)
 
-    def _advantages(self, batch: PolicyBatch) -> Tensor:
+    def _advantages(self, objective: PolicyObjective, batch: PolicyBatch) -> Tensor:
         """Of a whole rollout; 0 of completions that no reward function said anything of, and where TRL masked every token."""
         scored = self._is_scored.to(batch.mask.device) & batch.mask.any()
-        if bool(scored.all()):
-            return self.objective.advantages(batch)
         if not bool(scored.any()):
             return torch.zeros_like(batch.rewards)
-        own = self.objective.advantages(batch.select(scored))
+        try:
+            own = objective.advantages(batch if bool(scored.all()) else batch.select(scored))
+        except NothingToCompareError:  # evaluation with one completion a prompt, or rewards of no more than one
+            return torch.zeros_like(batch.rewards)
         whole = own.new_zeros((len(batch), *own.shape[1:]))
         whole[scored] = own
         return whole
@@ -250,7 +302,7 @@ class PolicyObjectiveTrainer(GRPOTrainer):
         seen = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
         width = output["completion_ids"].shape[1]
         told = self._get_per_token_logps_and_entropies(
-            self.model, ids, seen, width, compute_entropy=True, **_images_of(output)
+            self.model, ids, seen, width, self._num_at_once(), compute_entropy=True, **_images_of(output)
         )
         return told[0], told[1]
 
@@ -289,13 +341,17 @@ class PolicyObjectiveTrainer(GRPOTrainer):
             is_truncated=self._is_truncated(inputs),
             is_demonstration=inputs.get("is_demonstration"),
             entropy=entropy,
-            correct=inputs["rewards"] > 0,
+            correct=inputs["correct"],
             max_length=self.max_completion_length,
             num_tokens=inputs["num_items_in_batch"].clamp(min=1) * share,
             num_completions=len(mask) * steps,
+            num_kept=tuple(
+                None if (kept := inputs.get(f"num_kept/{place}")) is None else kept * share
+                for place in range(len(self.objective.kl))
+            ),
             step=self.state.global_step,
         )
-        loss, metrics = self.objective.loss(batch)
+        loss, metrics = self._asked.loss(batch)
         self._is_taught = self._is_taught or check_teacher(self.objective, batch)
         mode = "train" if is_training else "eval"
         names, values = list(metrics), torch.stack([value.float() for value in metrics.values()])

@@ -1,7 +1,7 @@
 """Any policy objective inside verl: its advantage and its loss in verl's two registries, or as the actor's whole loss."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,24 @@ from torch import Tensor
 from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
-from dynascope.rl.tasks.rewards import Reward
+from dynascope.rl.tasks.rewards import Reward, guarded
 
 
-def register(objective: PolicyObjective | str, name: str | None = None, *, loss: bool = True) -> None:
+def register(objective: PolicyObjective | str, name: str | None = None, *, loss: bool = True) -> PolicyObjective:
     """Make an objective known to verl, in every process that imports this call (verl's `trainer.external_lib` names a module).
 
     Then `algorithm.adv_estimator=NAME` takes its advantage and `actor_rollout_ref.actor.policy_loss.loss_mode=NAME` its loss.
     The objective's own clip and denominator count, not verl's; terms against a reference model and entropy bonuses are verl's
-    (`actor.use_kl_loss`, `actor.entropy_coeff`). verl's weights against the rollout engine's drift are applied. A length
-    limit in the denominator (dr_grpo) is `actor.loss_scale_factor`.
+    (`actor.use_kl_loss`, `actor.entropy_coeff`), and so is the KL in the reward of reinforce_pp and stable_reinforce
+    (`algorithm.use_kl_in_reward`, `algorithm.kl_ctrl.kl_coef`), which reaches them token by token. Right is a score above 0
+    where verl hands scores to estimators, else a reward above 0, from which that KL has been taken. verl's weights against the
+    rollout engine's drift are applied. A length limit in the denominator (dr_grpo) is `actor.loss_scale_factor`.
 
     verl's registered losses see no entropies and no other model's log-probabilities; for slots that read them register the
     advantage alone, with `loss=False`, and hand `actor_loss` to the actor.
+
+    Returns the objective as it was registered. verl neither keeps the state of an estimator nor logs what it tells of a rollout:
+    `state_dict`, `load_state_dict` and `rollout_metrics` of what is returned are for a trainer of yours.
 
     Raises ValueError without verl, for an objective without a name, and for one that needs what verl does not hand over.
 
@@ -37,6 +42,9 @@ def register(objective: PolicyObjective | str, name: str | None = None, *, loss:
     name = name or (objective if isinstance(objective, str) else None)
     if name is None:
         raise ValueError("an objective of your own needs a name: register(objective, 'mine')")
+    if getattr(chosen.advantage, "kl_coefficient", 0):
+        own: Any = chosen.advantage
+        chosen = chosen.having(advantage=replace(own, kl_coefficient=0.0))
     missing = sorted(chosen.rollout_needs - {"correct"})
     if missing:
         raise ValueError(f"verl's estimators do not see {', '.join(missing)}, which this objective's advantage needs")
@@ -45,6 +53,7 @@ def register(objective: PolicyObjective | str, name: str | None = None, *, loss:
         _check_loss(chosen, frozenset({"behaviour_log_probs"}))
         register_policy_loss(name)(terms.loss)
     register_adv_est(name)(terms.advantages)
+    return chosen
 
 
 def actor_loss(objective: PolicyObjective | str, *, max_length: int | None = None) -> "ActorLoss":
@@ -78,6 +87,11 @@ def _check_loss(objective: PolicyObjective, given: frozenset[str]) -> None:
         raise ValueError(
             "verl's losses do not see which completions share a prompt, as aggregation='group-token-mean' must"
         )
+    if any(term.norm == "kept" and term.keep is not None for term in objective.kl):
+        raise ValueError(
+            "verl's micro-batches do not know how many tokens the whole step keeps: leave norm='all', or mean over kept tokens "
+            "would grow with their number"
+        )
     if any(callable(term.coefficient) for term in objective.kl):
         raise ValueError(
             "verl's losses do not see the step, so a coefficient with a schedule would never move: give a number"
@@ -88,10 +102,12 @@ def verl_score(reward: Reward, column: str = "answer") -> Callable[..., list[flo
     """A reward of the loop and of TRL as the function that verl's reward manager `batch` calls with a whole batch.
 
     The reward gets `completions`, the ground truths as `column`, and verl's `data_source` and `extra_info`; whoever says nothing
-    of a completion (None) gives it 0. In a module of yours, which verl's `custom_reward_function.path` and `.name` name:
+    of a completion (None) gives it 0. As with `guarded`, what raises or is not finite ends training in one line. In a module of
+    yours, which verl's `custom_reward_function.path` and `.name` name:
 
     >>> compute_score = verl_score(JudgeReward(ConsistencyReward(referee)), column="label")
     """
+    checked = guarded(reward)
 
     def compute_score(
         data_sources: Iterable[Any],
@@ -101,8 +117,8 @@ def verl_score(reward: Reward, column: str = "answer") -> Callable[..., list[flo
         **more: Any,
     ) -> list[float]:
         columns = {column: list(ground_truths), "data_source": list(data_sources), "extra_info": list(extra_infos)}
-        values = reward(completions=list(solution_strs), **columns, **more)
-        return [0.0 if value is None else float(value) for value in values]
+        values = checked(completions=list(solution_strs), **columns, **more)
+        return [0.0 if value is None else value for value in values]
 
     return compute_score
 
@@ -114,15 +130,27 @@ class _Terms:
         self.objective = objective
 
     def advantages(
-        self, token_level_rewards: Tensor, response_mask: Tensor, index: Any = None, config: Any = None, **_: Any
+        self,
+        token_level_rewards: Tensor,
+        response_mask: Tensor,
+        index: Any = None,
+        config: Any = None,
+        token_level_scores: Tensor | None = None,
+        **_: Any,
     ) -> tuple[Tensor, Tensor]:
         """(advantages, returns), each (N, T)."""
         mask = response_mask.bool()
         rewards = token_level_rewards.sum(-1)
+        scores = rewards if token_level_scores is None else token_level_scores.sum(-1)
         groups = np.arange(len(rewards)) if index is None else np.unique(index, return_inverse=True)[1]
         group_ids = torch.as_tensor(groups, device=mask.device)
         batch = PolicyBatch(
-            mask=mask, rewards=rewards, group_ids=group_ids, correct=rewards > 0, max_length=mask.shape[1]
+            mask=mask,
+            rewards=rewards,
+            group_ids=group_ids,
+            token_rewards=token_level_rewards,
+            correct=scores > 0,
+            max_length=mask.shape[1],
         )
         advantage = self.objective.advantages(batch)
         by_token = per_token(advantage) * mask

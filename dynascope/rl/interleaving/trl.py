@@ -1,6 +1,7 @@
 """Demonstrations inside TRL's GRPOTrainer: fine-tuned on between its steps (ReLIFT, 2506.07527), or in its groups (LUFFY)."""
 
 from collections.abc import Callable, Hashable
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ class InterleavedTrainer(PolicyObjectiveTrainer):
     """`PolicyObjectiveTrainer` with fine-tuning on demonstrations in between; needs the extra `trl`.
 
     `interleave(model)` makes the `Interleaver` for the trainer's model; its task is `WordProblems` with the trainer's
-    tokenizer, or one of your own. A question is a row of the training set, known by its prompt. `correctness` names the
-    reward function whose positive values mean a right answer; None takes the sum of all. Under DDP and FSDP2 every process
+    tokenizer, or one of your own. A question is a row of the training set, known by its prompt, and completions that no reward
+    was given say nothing of it. At most one step of fine-tuning is taken a rollout, however many of its optimizer steps there
+    are, as in the authors' program. Under DDP and FSDP2 every process
     works on its share of the demonstrations. `interleave` is called when training begins, with the model as accelerate
     prepared it, so that an optimizer of its own holds the weights that train; `interleaver` is what it made. Checkpoints hold
     its state, and resuming puts it back; what a teacher still owed is asked anew.
 
-    Raises ValueError for a `correctness` that names no reward function, and for FSDP1 and DeepSpeed.
+    Raises ValueError for FSDP1 and DeepSpeed, and as `PolicyObjectiveTrainer` does.
 
     >>> def interleave(model):
     ...     task = WordProblems(rows, tokenizer, max_new_tokens=256)
@@ -37,19 +39,15 @@ class InterleavedTrainer(PolicyObjectiveTrainer):
         self,
         *args: Any,
         interleave: Callable[[nn.Module], Interleaver],
-        correctness: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if correctness is not None and correctness not in self.reward_func_names:
-            names = ", ".join(self.reward_func_names)
-            raise ValueError(f"there is no reward function {correctness!r}; there are {names}")
         if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
             raise ValueError(
                 "fine-tuning in between reaches weights that are replicated or sharded by FSDP2 (fsdp_version: 2): "
                 "leave DeepSpeed and FSDP1 off"
             )
-        self._correctness, self._interleave = correctness, interleave
+        self._interleave, self._has_seen = interleave, False
         self.interleaver: Interleaver
         self._resumed_from: str | None = None
         self.add_callback(_AfterEachStep(self))
@@ -77,15 +75,22 @@ class InterleavedTrainer(PolicyObjectiveTrainer):
     def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         by_function = super()._calculate_rewards(inputs, *args, **kwargs)
         if self.model.training:
-            column = None if self._correctness is None else self.reward_func_names.index(self._correctness)
-            values = self._rewards if column is None else by_function[:, column]
             rows = gathered([{"prompt": row["prompt"]} for row in inputs])
-            self.interleaver.see(rows, (values > 0).tolist())
+            known = self._is_correctness_known.tolist()
+            if any(known):
+                self.interleaver.see(list(compress(rows, known)), list(compress(self._is_correct.tolist(), known)))
+            self._has_seen = True
         return by_function
 
     def fine_tune_if_due(self) -> None:
-        """At most one step of fine-tuning, logged with the trainer's own metrics."""
-        for name, value in self.interleaver.step(self.state.global_step - 1).items():
+        """At most one step of fine-tuning a rollout, logged with the trainer's own metrics."""
+        if not self._has_seen:
+            return
+        self._has_seen = False
+        # Schedules and ages count rollouts, as in the loop.
+        steps = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        number = (self.state.global_step - 1) // max(steps, 1)
+        for name, value in self.interleaver.step(number).items():
             self._metrics["train"][name].append(float(value))
 
 

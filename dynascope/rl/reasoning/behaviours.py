@@ -58,7 +58,10 @@ class PatternLabeller:
 
 
 def behaviour_prompt(response: str, behaviours: Sequence[str] = BEHAVIOURS) -> str:
-    """What a judging model is asked; `parse_behaviours` reads its answer."""
+    """What a judging model is asked; `parse_behaviours` reads its answer.
+
+    >>> answers = ask([behaviour_prompt(text) for text in texts])
+    """
     return (
         "Here is a solution to a problem, between the lines of dashes. Say which of these behaviours it really shows, not "
         f"only in words: {', '.join(behaviours)}.\n"

@@ -9,7 +9,7 @@ import json
 import operator
 import re
 import reprlib
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -100,9 +100,13 @@ class JudgeEnsemble:
         only_if_answer_correct: Ask only where the answer is right, which is all that CoT-Pass@K counts. False where the
             chains of wrong answers matter too, as for `estimate_logic_prior`.
         early_stop: Ask no more once the rule is settled. False where all three rules are wanted from the same verdicts.
-        cache: Where verdicts are kept from call to call: a dict, or anything like one with strings (`dbm` on disk).
+        cache: Where verdicts are kept from call to call: a dict, or anything like one with strings (`dbm` on disk). Several
+            judges may share one: verdicts are kept under the judge, its prompt and the solution.
+        name: What the judge is called there; by default its own `name` if it has one, else that of its function or class, so
+            that judges of your own that differ in more than that want one.
 
-    Identical solutions are judged once. Raises ValueError for n < 1 or another rule.
+    Where a server fails, the verdicts that came are kept, and a further call asks for the others alone. Identical solutions
+    are judged once. Raises ValueError for n < 1 or another rule.
 
     >>> ensemble = JudgeEnsemble(StepChecker(), n=1)
     >>> ensemble([Solution("2 + 3 * 4?", "3 * 4 = 12\\n2 + 12 = 14", "14")], torch.tensor([True])).is_correct
@@ -118,6 +122,7 @@ class JudgeEnsemble:
         only_if_answer_correct: bool = True,
         early_stop: bool = True,
         cache: MutableMapping[str, str] | None = None,
+        name: str | None = None,
     ) -> None:
         if n < 1:
             raise ValueError(f"n={n} verdicts cannot be asked for; n must be at least 1")
@@ -126,6 +131,7 @@ class JudgeEnsemble:
         self.judge, self.n, self.aggregate = judge, n, aggregate
         self.only_if_answer_correct, self.early_stop = only_if_answer_correct, early_stop
         self._cache: MutableMapping[str, str] = {} if cache is None else cache
+        self._name = name or str(getattr(judge, "name", None) or _name_of(judge))
 
     def __call__(self, solutions: Sequence[Solution], answer_correct: Bool[Tensor, " N"]) -> Judgement:
         """Raises ValueError when the judge returns another number of verdicts than it was given solutions, or something else."""
@@ -155,10 +161,14 @@ class JudgeEnsemble:
         return Judgement(says & is_judged, is_judged, yes, no, invalid, num_calls, self.n)
 
     def _verdicts(self, solutions: Sequence[Solution], turn: int) -> tuple[list[str], int]:
-        keys = [f"{_hash(one)}:{turn}" for one in solutions]
+        keys = [f"{_hash(self._name, one)}:{turn}" for one in solutions]
         unknown = [place for place, key in enumerate(keys) if key not in self._cache]
         if unknown:
-            told: Any = self.judge([solutions[place] for place in unknown])
+            try:
+                told: Any = self.judge([solutions[place] for place in unknown])
+            except JudgeServerError as error:
+                self._cache.update({keys[unknown[place]]: _KIND_OF[one] for place, one in error.told.items()})
+                raise
             try:
                 kinds = [_KIND_OF[verdict] for verdict in (told.tolist() if isinstance(told, Tensor) else told)]
             except (TypeError, KeyError):
@@ -180,8 +190,13 @@ _KINDS = ("yes", "no", "invalid")
 _KIND_OF: dict[Verdict, str] = {True: "yes", False: "no", None: "invalid"}
 
 
-def _hash(solution: Solution) -> str:
-    content = json.dumps([solution.question, solution.reasoning, solution.reference])
+def _name_of(judge: object) -> str:
+    named: Any = judge if hasattr(judge, "__qualname__") else type(judge)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _hash(judge: str, solution: Solution) -> str:
+    content = json.dumps([judge, _PROMPT, solution.question, solution.reasoning, solution.reference])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -239,6 +254,11 @@ class TextJudge:
 
     generate: Callable[[list[str]], Sequence[str]]
 
+    @property
+    def name(self) -> str:
+        """In a cache: that of the function."""
+        return f"text:{_name_of(self.generate)}"
+
     def __call__(self, solutions: Sequence[Solution]) -> list[Verdict]:
         return [parse_verdict(text) for text in self.generate([judge_prompt(one) for one in solutions])]
 
@@ -258,6 +278,12 @@ class HFJudge:
     temperature: float = 0.6
     top_p: float = 0.95
     batch_size: int = 8
+
+    @property
+    def name(self) -> str:
+        """In a cache: the model's, and how it is sampled."""
+        own = getattr(self.model.config, "_name_or_path", "")
+        return f"hf:{own}:{self.temperature}:{self.top_p}:{self.max_new_tokens}"
 
     def __call__(self, solutions: Sequence[Solution]) -> list[Verdict]:
         return [parse_verdict(text) for text in self._texts([judge_prompt(one) for one in solutions])]
@@ -294,7 +320,17 @@ class HFJudge:
 
 
 class JudgeServerError(RuntimeError):
-    """A judge's server refused, or answered with something other than a chat completion."""
+    """A judge's server refused, or answered with something other than a chat completion.
+
+    `told` are the verdicts that came all the same, by the place of the solution.
+
+    >>> JudgeServerError("no answer", {0: True}).told
+    {0: True}
+    """
+
+    def __init__(self, message: str, told: Mapping[int, Verdict] | None = None) -> None:
+        super().__init__(message)
+        self.told: Mapping[int, Verdict] = told or {}
 
 
 @dataclass(frozen=True)
@@ -302,7 +338,7 @@ class ServerJudge:
     """A model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp, TGI) as the judge.
 
     Problems and reasoning are sent to `url` and to nowhere else, `at_once` requests at a time. Raises JudgeServerError
-    when the server does not answer with a chat completion.
+    when the server does not answer a request with a chat completion, once all others are done, whose verdicts it holds.
 
     >>> JudgeEnsemble(ServerJudge("http://127.0.0.1:8000/v1", model="DeepSeek-R1-0528-Qwen3-8B"))
     """
@@ -322,7 +358,17 @@ class ServerJudge:
 
     def __call__(self, solutions: Sequence[Solution]) -> list[Verdict]:
         with ThreadPoolExecutor(self.at_once) as pool:
-            return [parse_verdict(text) for text in pool.map(self._ask, [judge_prompt(one) for one in solutions])]
+            asked = [pool.submit(self._ask, judge_prompt(one)) for one in solutions]
+        failed = [error for one in asked if (error := one.exception()) is not None]
+        if not failed:
+            return [parse_verdict(one.result()) for one in asked]
+        came = {place: parse_verdict(one.result()) for place, one in enumerate(asked) if one.exception() is None}
+        raise JudgeServerError(f"{failed[0]} ({len(failed)} of {len(asked)} requests failed)", came) from failed[0]
+
+    @property
+    def name(self) -> str:
+        """In a cache: the model's, and how it is sampled; not the server's address."""
+        return f"server:{self.model}:{self.temperature}:{self.top_p}:{self.max_tokens}"
 
     def _ask(self, prompt: str) -> str:
         address = urlsplit(self.url)

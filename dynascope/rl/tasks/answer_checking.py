@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
@@ -38,13 +39,21 @@ def math_equal(prediction: str | None, answer: str) -> bool:
 def math_verify_equal(prediction: str | None, answer: str) -> bool:
     """The same by the library `math-verify`, which knows algebra.
 
-    Raises ValueError when it is not installed.
+    Its own time limits are alarms, which only the main thread can set; in another one, as `evaluate_rewards` has it, an
+    `AnswerChecker` sets them. Raises ValueError when it is not installed.
+
+    >>> math_verify_equal("1+x", "x+1")
+    True
     """
     try:
         from math_verify import parse, verify
     except ImportError:
         raise ValueError("math_verify_equal needs the library: pip install math-verify") from None
-    return prediction is not None and bool(verify(parse(f"${answer}$"), parse(f"${prediction}$")))
+    if prediction is None:
+        return False
+    is_main = threading.current_thread() is threading.main_thread()
+    reading, comparing = ({}, {}) if is_main else ({"parsing_timeout": None}, {"timeout_seconds": None})
+    return bool(verify(*(parse(f"${one}$", **reading) for one in (answer, prediction)), **comparing))
 
 
 def _plain(text: str) -> str:
@@ -74,6 +83,8 @@ class AnswerChecker:
     Equal pairs are checked once. A process that hangs or dies is ended and replaced; `num_timeouts` and `num_errors` count.
     `check` must be a function of a module, so that it can be sent. Use as a context manager, or `close` it.
 
+    Raises ValueError for no worker or no time, and when it is called once it is closed.
+
     >>> with AnswerChecker(math_equal, num_workers=4, time_limit=10) as checker:
     ...     checker(["72", "7"], ["72", "72"])
     [True, False]
@@ -93,6 +104,8 @@ class AnswerChecker:
 
     def __call__(self, predictions: Sequence[str | None], answers: Sequence[str]) -> list[bool]:
         """Whether each prediction is its answer; None (no answer was found) is wrong."""
+        if not self._workers:
+            raise ValueError("this AnswerChecker is closed; make a new one")
         pairs = list(zip(predictions, answers, strict=True))
         unchecked = [pair for pair in dict.fromkeys(pairs) if pair[0] is not None]
         known: dict[Any, bool] = {}
@@ -101,8 +114,7 @@ class AnswerChecker:
         while unchecked or busy:
             while unchecked and idle:
                 number, pair = idle.pop(), unchecked.pop()
-                pipe = self._workers[number][1]
-                pipe.send(pair)
+                pipe = self._sent(number, pair)
                 busy[pipe] = number, pair, time.monotonic() + self._limit
             first = min(deadline for *_, deadline in busy.values())
             ready = wait(list(busy), timeout=max(0.0, first - time.monotonic()))
@@ -133,10 +145,18 @@ class AnswerChecker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _sent(self, number: int, pair: Any) -> Connection:
+        try:
+            self._workers[number][1].send(pair)
+        except OSError:  # the process died between calls
+            self._replace(number)
+            self._workers[number][1].send(pair)
+        return self._workers[number][1]
+
     def _received(self, number: int, pipe: Connection) -> bool:
         try:
             answer = pipe.recv()
-        except EOFError:  # the process died
+        except (EOFError, OSError):  # the process died
             self._replace(number)
             answer = None
         if answer is None:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dynascope.rl.tasks.answer_checking import AnswerChecker
 from dynascope.rl.tasks.gsm8k import boxed
 from dynascope.rl.tasks.rewards import texts_of
 
@@ -60,23 +61,35 @@ class RewardRule:
 
     def as_reward(
         self,
-        is_right: Callable[[str, Any], bool],
+        is_right: Callable[[str, Any], bool] | None = None,
         is_formatted: Callable[[str], bool] = lambda completion: boxed(completion) is not None,
         *,
         column: str = "answer",
+        checker: AnswerChecker | None = None,
     ) -> Callable[..., list[float]]:
         """A reward of the loop and of TRL: `is_right(completion, value of the column)`, and whether the format is there.
 
-        Only the completion is looked at, so that a box in the prompt does not count.
+        In place of `is_right` a `checker` compares what is in the last box, or the whole completion where there is none; what
+        takes longer than its time limit is wrong, as in the paper. Only the completion is looked at, so that a box in the
+        prompt does not count.
 
-        >>> reward = RewardRule.named("strict_format").as_reward(lambda text, answer: math_equal(boxed(text) or text, answer))
+        Raises ValueError unless there is one of the two.
+
+        >>> reward = RewardRule.named("correctness").as_reward(checker=AnswerChecker(math_verify_equal, time_limit=10))
         """
+        if (is_right is None) == (checker is None):
+            raise ValueError("give is_right(completion, answer), or checker=AnswerChecker(…) in its place")
 
         def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
-            return [
-                self.table[is_right(text, answer), is_formatted(text)]
-                for text, answer in zip(texts_of(completions), columns[column], strict=True)
-            ]
+            texts, answers = texts_of(completions), columns[column]
+            if checker is not None:
+                found = [boxed(text) for text in texts]
+                said = [text if box is None else box for text, box in zip(texts, found, strict=True)]
+                right = checker(said, [str(answer) for answer in answers])
+            else:
+                assert is_right is not None
+                right = [is_right(text, answer) for text, answer in zip(texts, answers, strict=True)]
+            return [self.table[one, is_formatted(text)] for one, text in zip(right, texts, strict=True)]
 
         reward.__name__ = self.name
         return reward

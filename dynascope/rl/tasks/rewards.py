@@ -3,6 +3,7 @@
 That is TRL's signature too, so a reward of ours works there and one of theirs here.
 """
 
+import math
 import re
 import reprlib
 import threading
@@ -49,7 +50,7 @@ def evaluate_rewards(
     for name, values in each.items():
         bad = (~values.isfinite()).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"reward {name!r} gave no finite number for completions {bad[:5]}")
+            raise ValueError(_NOT_FINITE.format(name, bad[:5]))
     total = torch.stack([(weights or {}).get(name, 1.0) * values for name, values in each.items()]).sum(0)
     return total, each
 
@@ -57,13 +58,15 @@ def evaluate_rewards(
 def guarded(reward: Reward, *, time_limit: float | None = None) -> Reward:
     """The same reward, for whoever calls rewards himself, as TRL does: raises what `evaluate_rewards` raises, but takes None.
 
+    None says nothing of a completion; NaN is no None, and raises as infinity does.
+
     >>> GRPOTrainer(model, reward_funcs=guarded(reward, time_limit=60.0), args=args, train_dataset=prompts)
     """
     name = name_of(reward)
 
     def call(completions: Sequence[Any], **columns: Any) -> list[float | None]:
         values = _values(name, reward, {"completions": completions, **columns}, len(completions), time_limit)
-        return [None if value != value else value for value in values.tolist()]
+        return [None if math.isnan(value) else value for value in values.tolist()]
 
     call.__name__ = name
     return call
@@ -78,7 +81,11 @@ def name_of(reward: Reward) -> str:
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 
+_NOT_FINITE = "reward {!r} gave no finite number for completions {}"
+
+
 def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_limit: float | None) -> Tensor:
+    """What a reward says of each completion; NaN where that is None."""
     told: dict[str, Any] = {}
 
     def call() -> None:
@@ -100,10 +107,14 @@ def _values(name: str, reward: Reward, given: Mapping[str, Any], num: int, time_
         raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     values = told["values"].tolist() if isinstance(told["values"], Tensor) else told["values"]
     try:
-        found = torch.tensor([torch.nan if value is None else float(value) for value in values])
+        numbers = [None if value is None else float(value) for value in values]
     except (TypeError, ValueError):
         shown = reprlib.repr(values)
         raise ValueError(f"reward {name!r} gave {shown}, which is not one number a completion") from None
+    bad = [place for place, value in enumerate(numbers) if value is not None and not math.isfinite(value)]
+    if bad:
+        raise ValueError(_NOT_FINITE.format(name, bad[:5]))
+    found = torch.tensor([math.nan if value is None else value for value in numbers])
     if len(found) != num:
         raise ValueError(f"reward {name!r} gave {len(found)} values for {num} completions")
     return found

@@ -10,7 +10,7 @@ import torch
 
 from dynascope.rl.adapters.engines import generate_rollout, vllm_rollout
 from dynascope.rl.rollout import score
-from dynascope.rl.tasks.arithmetic import PAD, STOP
+from dynascope.rl.tasks.arithmetic import CHARACTERS, PAD, STOP
 
 PROMPTS = torch.tensor([[0, 3, 4], [5, 6, 7]])
 SEEN = torch.tensor([[False, True, True], [True, True, True]])
@@ -50,6 +50,46 @@ def test_generates_own_settings_change_what_is_drawn_from_and_not_the_policy(tin
     assert (drift[rollouts[0].mask] > 0).all()
 
 
+def test_generate_ends_where_strings_or_criteria_say_so(tiny_llama: Any) -> None:
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    vocabulary = {
+        one: place for place, one in enumerate([*CHARACTERS, *"abcdef"])
+    }  # letters that HF's criterion writes
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    character_tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    digits = "0123"
+    settings: dict[str, Any] = {"num_samples": 8, "max_new_tokens": 6, "stop_token": STOP, "pad_token": PAD}
+    rollout = generate_rollout(
+        tiny_llama, PROMPTS, SEEN, stop_strings=list(digits), tokenizer=character_tokenizer,
+        generator=torch.Generator().manual_seed(0), **settings,
+    )  # fmt: skip
+    assert 0 < int(rollout.is_truncated.sum()) < len(rollout)
+    for row, mask, is_truncated in zip(rollout.tokens, rollout.mask, rollout.is_truncated, strict=True):
+        said = [character_tokenizer.convert_ids_to_tokens(int(one)) for one in row[mask]]
+        is_end = [one in digits + "$" for one in said]
+        assert not any(is_end[:-1])
+        assert is_end[-1] is not bool(is_truncated)
+    first = generate_rollout(
+        tiny_llama, PROMPTS, SEEN, stopping_criteria=[lambda ids, scores, **_: ids[:, -1] >= 0], **settings
+    )
+    assert first.lengths.tolist() == [1] * 16
+    assert not first.is_truncated.any()
+    with pytest.raises(ValueError, match="give tokenizer= too"):
+        generate_rollout(tiny_llama, PROMPTS, SEEN, stop_strings=["1"], **settings)
+
+
+def test_a_models_own_generation_config_does_not_change_what_is_drawn_from(tiny_llama: Any) -> None:
+    for name, value in {"top_k": 3, "top_p": 0.2, "min_p": 0.9, "repetition_penalty": 3.0}.items():
+        setattr(tiny_llama.generation_config, name, value)
+    settings: dict[str, Any] = {"num_samples": 4, "max_new_tokens": 5, "stop_token": STOP}
+    rollout = generate_rollout(tiny_llama, PROMPTS, SEEN, generator=torch.Generator().manual_seed(0), **settings)
+    torch.testing.assert_close(rollout.sampling_log_probs, rollout.behaviour_log_probs)
+    few = generate_rollout(tiny_llama, PROMPTS, SEEN, top_k=5, generator=torch.Generator().manual_seed(0), **settings)
+    assert (few.sampling_log_probs - few.behaviour_log_probs)[few.mask].min() > 0
+
+
 def test_generate_without_temperature_is_greedy(tiny_llama: Any) -> None:
     settings: dict[str, Any] = {"num_samples": 1, "max_new_tokens": 4, "stop_token": STOP}
     rollout = generate_rollout(tiny_llama, PROMPTS, SEEN, temperature=0.0, **settings)
@@ -69,12 +109,14 @@ class Params:
     detokenize: bool
     seed: int
     top_p: float = 1.0
+    stop: list[str] | None = None
 
 
 class FakeLLM:
     """Answers in the shape of vLLM's: the second answer of each prompt ends at the limit, the others stop."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, end: int = STOP) -> None:
+        self.end = end
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(logprobs_mode=mode))
         self.asked: list[Any] = []
 
@@ -84,9 +126,10 @@ class FakeLLM:
         for number, _ in enumerate(prompts):
             outputs = []
             for place in range(params.n):
-                ids = [3 + number] * params.max_tokens if place == 1 else [3 + number, STOP]
+                ids = [3 + number] * params.max_tokens if place == 1 else [3 + number, self.end]
                 log_probs = [{token: SimpleNamespace(logprob=-0.5 - step)} for step, token in enumerate(ids)]
-                outputs.append(SimpleNamespace(token_ids=tuple(ids), logprobs=log_probs))
+                reason = "length" if place == 1 else "stop"
+                outputs.append(SimpleNamespace(token_ids=tuple(ids), logprobs=log_probs, finish_reason=reason))
             answers.append(SimpleNamespace(outputs=outputs))
         return answers
 
@@ -111,6 +154,17 @@ def test_answers_of_vllm_become_a_rollout() -> None:
     assert rollout.is_truncated.tolist() == [False, True, False, True]
     assert rollout.behaviour_log_probs[0].tolist() == [-0.5, -1.5, 0.0, 0.0]
     assert rollout.temperature == 0.8
+
+
+@pytest.mark.usefixtures("vllm")
+def test_what_ends_otherwise_has_no_padding_in_it() -> None:
+    """A token that is not the stop token, as other ends and stop strings have it; even where it says what padding says."""
+    for end in (7, PAD):
+        llm = FakeLLM("raw_logprobs", end)
+        rollout = vllm_rollout(llm, PROMPTS, SEEN, num_samples=2, max_new_tokens=4, stop_token=STOP, stop=["so"])
+        assert rollout.mask.sum(1).tolist() == [2, 4, 2, 4]
+        assert rollout.is_truncated.tolist() == [False, True, False, True]
+        assert llm.asked[0][1].detokenize  # else vLLM would find no string
 
 
 @pytest.mark.usefixtures("vllm")

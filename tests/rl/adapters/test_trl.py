@@ -1,7 +1,9 @@
 """Presets equal TRL's own losses on the same batch, and TRL's trainer runs any objective."""
 
 import copy
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ from torch import Tensor
 
 from dynascope.rl.advantages import WhitenedReturns
 from dynascope.rl.batch import PolicyBatch
-from dynascope.rl.distillation import TeacherReward
-from dynascope.rl.entropy.parts import AdaptiveTemperature
+from dynascope.rl.distillation import TeacherReward, wrong_answers
+from dynascope.rl.entropy.parts import AdaptiveTemperature, SamplingCorrection
 from dynascope.rl.kl import KLTerm
 from dynascope.rl.presets import dapo, dr_grpo, grpo, gspo, kdrl_masking_response, reinforce_pp
-from dynascope.rl.rollout import Rollout
+from dynascope.rl.rollout import Rollout, score
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -329,9 +331,110 @@ def test_completions_that_no_reward_says_anything_of_teach_nothing(
     output = ours._generate_and_score_completions(inputs)
     half = 0.5 / (0.5**0.5 + 1e-4)
     torch.testing.assert_close(output["advantages"], torch.tensor([half, 0, 0, -half, 0, 0, 0, 0]))
+    told = [1.0, None, None, None, None, 0.0, None, None]  # of each prompt one: nothing to compare it with
+    assert not ours._generate_and_score_completions(inputs)["advantages"].any()
     ours.reward_funcs = [lambda completions, **columns: [None] * len(completions)]
     with pytest.raises(ValueError, match="no completion has a reward: reward said None or NaN"):
         ours._generate_and_score_completions(inputs)
+
+
+def test_a_term_goes_by_correctness_and_not_by_a_shaped_sum(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Half of the completions are right; all sums are above 0. Micro-batches divide by what the whole step keeps."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    def right(completions: list[str], **columns: Any) -> list[float | None]:
+        return [1.0, 0.0, None, 0.0] * (len(completions) // 4)
+
+    def shape(completions: list[str], **columns: Any) -> list[float]:
+        return [0.5] * len(completions)
+
+    term = replace(kdrl_masking_response.kl[0], norm="kept")
+    asked: list[Tensor] = []
+
+    class Server:
+        size = len(tiny_llama.lm_head.weight)
+
+        def __call__(self, rollout: Rollout, rows: Tensor | None = None) -> Tensor:
+            assert rows is not None
+            asked.append(rows)
+            return torch.full(rollout.tokens.shape, -1.0)
+
+    prompts = datasets.Dataset.from_dict({"prompt": [f"{one}+{one}=" for one in range(4)]})
+
+    def made(**more: Any) -> Any:
+        return PolicyObjectiveTrainer(
+            tiny_llama, reward_funcs=[right, shape], args=settings(tmp_path, steps_per_generation=1), train_dataset=prompts,
+            processing_class=character_tokenizer, objective=kdrl_masking_response.having(kl=(term,)), teacher=Server(),
+            **more,
+        )  # fmt: skip
+
+    ours = made(correctness="right")
+    tiny_llama.train()
+    output = ours._generate_and_score_completions([{"prompt": "1+2="}] * 4 + [{"prompt": "2+2="}] * 4)
+    assert output["correct"].tolist() == [True, False, False, False] * 2
+    assert asked[0].tolist() == [False, True, True, True] * 2
+    kept = output["completion_mask"].bool()[~output["correct"]].sum()
+    assert output["num_kept/0"] == kept
+    ours.current_gradient_accumulation_steps = 1
+    whole = ours._compute_loss(tiny_llama, output)
+    ours.args.steps_per_generation, ours.current_gradient_accumulation_steps = 2, 2
+    halves = [
+        {key: one[rows] if one.ndim else one for key, one in output.items()} for rows in (slice(0, 4), slice(4, 8))
+    ]
+    torch.testing.assert_close(sum(ours._compute_loss(tiny_llama, half) for half in halves), whole)
+    made()._generate_and_score_completions([{"prompt": "1+2="}] * 4)
+    assert not asked[-1].any()  # every sum is above 0
+    with pytest.raises(ValueError, match="no reward function 'wrong'; there are right, shape"):
+        made(correctness="wrong")
+    late = KLTerm("teacher", "k2", 1.0, keep=wrong_answers, norm="kept", also_needs=frozenset({"entropy"}))
+    with pytest.raises(ValueError, match="counts the kept tokens of a rollout before its losses, which know entropy"):
+        trainer(
+            PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path), teacher=Server(),
+            objective=kdrl_masking_response.having(kl=(late,)),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("objective", "num"), [("riskpo", 4), ("grpo", 1), ("dapo", 2)])
+def test_an_evaluation_changes_nothing_of_the_objective(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, objective: str, num: int
+) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    prompts = datasets.Dataset.from_dict({"prompt": [f"{one}+{one}=" for one in range(4)]})
+    args = settings(tmp_path, max_steps=1, num_generations_eval=num, per_device_eval_batch_size=4)
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, args, objective=objective, eval_dataset=prompts
+    )
+    ours.train()
+    before = copy.deepcopy(ours.objective.state_dict())
+    told = ours.evaluate()
+    assert math.isfinite(told["eval_loss"])
+    assert math.isfinite(told["eval_policy/policy_loss"])
+    torch.testing.assert_close(ours.objective.state_dict(), before)
+    assert bool(before) is (objective == "riskpo")
+
+
+def test_further_passes_take_no_more_completions_at_once_than_a_step(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path
+) -> None:
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    args = settings(tmp_path, per_device_train_batch_size=4, steps_per_generation=4)
+    widths: list[int] = []
+    tiny_llama.register_forward_pre_hook(
+        lambda _, args, given: widths.append(len(args[0] if args else given["input_ids"])), with_kwargs=True
+    )
+    ours = trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, args, objective="thr")
+    output = ours._generate_and_score_completions([{"prompt": "1+2="}] * 16)
+    widths.clear()
+    hidden, _ = ours._hidden(output)
+    assert widths == [4] * 4
+    whole = score(tiny_llama, ours._rollout(output), {"hidden"})["hidden"]
+    torch.testing.assert_close(hidden, whole, atol=1e-5, rtol=1e-4)
+    ours._log_probs_and_entropy(output)
+    assert max(widths[5:]) == 4
 
 
 @pytest.mark.parametrize("shares", [False, True])
@@ -386,7 +489,8 @@ def test_trls_loss_takes_what_else_a_batch_has(tiny_llama: Any, character_tokeni
         "prompt_ids": torch.ones(8, 2).long(), "prompt_mask": torch.ones(8, 2).long(),
         "completion_ids": torch.tensor([[1, 2, 3, 4, 5, stop], [1, 2, 3, 4, 5, 6]]).repeat(4, 1),
         "completion_mask": torch.ones(8, 6).long(), "advantages": torch.ones(8), "rewards": torch.ones(8),
-        "group_ids": torch.arange(8) // 4, "is_solved": torch.ones(8).bool(), "num_items_in_batch": torch.tensor(48),
+        "group_ids": torch.arange(8) // 4, "is_solved": torch.ones(8).bool(), "correct": torch.ones(8).bool(),
+        "num_items_in_batch": torch.tensor(48),
     }  # fmt: skip
     tiny_llama.train()
     plain = ours._compute_loss(tiny_llama, inputs)
@@ -431,6 +535,59 @@ def test_trl_trains_the_same_with_shared_prompts(
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert calls
     assert torch.allclose(*ends, atol=2e-5)
+
+
+def test_the_distribution_that_was_drawn_from_is_weighed_out(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that tells log-probabilities of what it drew, as vLLM does to TRL, here lower by log 2: weights of 2."""
+    from dynascope.rl.adapters.trl import PolicyObjectiveTrainer
+
+    corrected = grpo.having(post=(SamplingCorrection(),))
+    ours = trainer(
+        PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path, num_iterations=2), objective="grpo"
+    )
+    prompts = [{"prompt": "1+2="}] * 4
+    ids = [[1, 2, 3], [4, 5], [6], [7, 8, 9]]
+    told: list[list[float]] = [[0.0] * len(row) for row in ids]
+    monkeypatch.setattr(ours, "_generate_single_turn", lambda *args, **kwargs: (ids, told))
+    plain = ours._generate_and_score_completions(prompts)
+    mask = plain["completion_mask"].bool()
+    told = [(row[keep] - math.log(2)).tolist() for row, keep in zip(plain["old_per_token_logps"], mask, strict=True)]
+    ours.objective = corrected
+    weighed = ours._generate_and_score_completions(prompts)
+    torch.testing.assert_close(weighed["advantages"][mask], (2 * plain["advantages"][:, None] * mask)[mask])
+    assert plain["advantages"].any()
+    with pytest.raises(ValueError, match="leave SamplingCorrection out, or set both"):
+        trainer(PolicyObjectiveTrainer, tiny_llama, character_tokenizer, settings(tmp_path), objective=corrected)
+
+
+def test_whether_prompts_are_shared_is_not_decided_batch_by_batch(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old log-probabilities are of a whole rollout, new ones of a part of it, in which sharing may not pay."""
+    from dynascope.rl import shared_prefix
+    from dynascope.rl.adapters.shared_prefix import SharedPromptsMixin
+
+    class Sharing(SharedPromptsMixin, trl.GRPOTrainer):
+        pass
+
+    packed: list[int] = []
+    forward = shared_prefix.shared_prefix_forward
+
+    def counted(model: Any, rows: Any, *args: Any, **kwargs: Any) -> Any:
+        packed.append(1)
+        return forward(model, rows, *args, **kwargs)
+
+    monkeypatch.setattr(shared_prefix, "shared_prefix_forward", counted)
+    ours = trainer(Sharing, tiny_llama, character_tokenizer, settings(tmp_path))
+    prompts, completions = torch.arange(1, 5)[:, None].repeat(1, 2), torch.ones(4, 3).long()
+    ids = torch.cat([prompts, completions], 1)
+    with torch.no_grad():
+        found, _, _ = ours._get_per_token_logps_and_entropies(tiny_llama, ids, torch.ones_like(ids), 3)
+        expected = trl.GRPOTrainer._get_per_token_logps_and_entropies(ours, tiny_llama, ids, torch.ones_like(ids), 3)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert packed  # though no two completions have a prompt in common
 
 
 def test_a_checkpoint_holds_the_state_of_slots(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:

@@ -95,6 +95,35 @@ def test_estimators_and_pulls_of_verls_own_tensors(registries: SimpleNamespace, 
     assert float(loss) == pytest.approx(float(objective.loss(whole)[0]), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["reinforce_pp", "stable_reinforce"])
+def test_kl_in_the_reward_is_verls_and_is_credited_token_by_token(registries: SimpleNamespace, name: str) -> None:
+    registered = register(name)
+    generator = torch.Generator().manual_seed(0)
+    penalty = 0.1 * torch.randn(4, 3, generator=generator)
+    advantages, _ = registries.advantages[name](token_level_rewards=REWARDS - penalty, response_mask=MASK)
+    mask, rewards = MASK.bool(), (REWARDS - penalty) * MASK
+    returns = rewards.flip(1).cumsum(1).flip(1)
+    known = returns[mask].double()
+    expected = ((returns - known.mean()) / known.std(correction=0)).float() * MASK
+    torch.testing.assert_close(advantages, expected)
+    assert registered.rollout_needs == frozenset()
+    assert bool(registered.rollout_metrics) is (name == "stable_reinforce")
+
+
+def test_right_is_what_scores_above_0_before_the_kl(registries: SimpleNamespace) -> None:
+    seen: list[torch.Tensor] = []
+
+    def estimator(batch: PolicyBatch) -> torch.Tensor:
+        seen.append(batch.correct)
+        return batch.rewards
+
+    register(grpo.having(advantage=estimator), "mine")
+    given = {"token_level_rewards": REWARDS - 2.0 * MASK, "response_mask": MASK}
+    registries.advantages["mine"](**given)
+    registries.advantages["mine"](**given, token_level_scores=REWARDS)
+    assert [one.tolist() for one in seen] == [[False] * 4, [True, False, True, True]]
+
+
 def test_weights_against_drift_are_applied(registries: SimpleNamespace) -> None:
     register("grpo")
     given: dict[str, Any] = {"old_log_prob": torch.zeros(4, 3), "log_prob": torch.zeros(4, 3), "response_mask": MASK}
@@ -218,6 +247,9 @@ def test_what_verl_does_not_give_is_told() -> None:
         register(grpo.having(kl=(KLTerm("ref", "k3", 0.1),)), "mine")
     with pytest.raises(ValueError, match="estimators do not see hidden"):
         register("thr")
+    kept = KLTerm("behaviour", "k2", 0.1, keep=lambda batch: batch.mask, norm="kept")
+    with pytest.raises(ValueError, match="do not know how many tokens the whole step keeps"):
+        register(grpo.having(kl=(kept,)), "mine")
     with pytest.raises(ValueError, match="needs a name"):
         register(grpo)
     with pytest.raises(ValueError, match="group-token-mean"):
@@ -257,6 +289,9 @@ def test_rewards_score_a_batch_of_verls() -> None:
     )
     assert told == [1.0, 0.0, 0.0]
     assert seen == [{"data_source": ["pairs"] * 3, "extra_info": extras, "bonus": 2}]
+    for bad in ([float("nan")], [1.0, 2.0]):
+        with pytest.raises(ValueError, match=r"reward '<lambda>' gave (no finite number|2 values for 1)"):
+            verl_score(lambda bad=bad, **columns: bad)([""], ["1"], [1], [None])
     judge = verl_score(JudgeReward(), column="label")
     text = "<think>so</think><answer>2</answer>"
     assert judge(data_sources=[""], solution_strs=[text], ground_truths=[2], extra_infos=[None]) == [1.5]

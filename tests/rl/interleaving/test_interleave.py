@@ -220,7 +220,9 @@ def test_both_tasks_can_be_taught(character_tokenizer: Any) -> None:
     assert prompt_of(words.rows[0]) == prompt_of(Sum(1, 2))
 
 
-def test_trls_trainer_runs_it(tiny_llama: Any, character_tokenizer: Any, tmp_path: Path) -> None:
+def test_trls_trainer_runs_it(
+    tiny_llama: Any, character_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     from dynascope.rl.interleaving.trl import InterleavedTrainer
 
@@ -228,22 +230,24 @@ def test_trls_trainer_runs_it(tiny_llama: Any, character_tokenizer: Any, tmp_pat
     solutions = {f"{one}+{other}=": Sum(one, other).completion for one in range(4) for other in range(4)}
     settings: dict[str, Any] = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6}
     settings |= {"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "logging_steps": 1}
-    args = trl.GRPOConfig(
-        output_dir=str(tmp_path), max_steps=4, learning_rate=1e-3, save_strategy="steps", save_steps=3, **settings
-    )
+    settings |= {"output_dir": str(tmp_path), "max_steps": 4, "learning_rate": 1e-3, "save_steps": 3}
 
     def never_right(completions: list[str], **columns: Any) -> list[float]:
         return [0.0] * len(completions)
 
+    def says_nothing(completions: list[str], **columns: Any) -> list[None]:
+        return [None] * len(completions)
+
     def well_formed(completions: list[str], **columns: Any) -> list[float]:
         return [float(len(set(text)) % 3) for text in completions]
 
-    def make(correctness: str | None) -> Any:
+    def make(correctness: str | None, batch_size: int = 4, **changes: Any) -> Any:
+        args = trl.GRPOConfig(**{**settings, **changes})
         return InterleavedTrainer(
-            tiny_llama, reward_funcs=[never_right, well_formed], args=args, processing_class=character_tokenizer,
+            tiny_llama, reward_funcs=[never_right, well_formed, says_nothing], args=args, processing_class=character_tokenizer,
             train_dataset=datasets.Dataset.from_list(rows), objective=relift_rl, correctness=correctness,
             interleave=lambda model: Interleaver(
-                model, WordProblems(rows, character_tokenizer, 24), Demonstrations(solutions), batch_size=4, lr=1e-2
+                model, WordProblems(rows, character_tokenizer, 24), Demonstrations(solutions), batch_size=batch_size, lr=1e-2
             ),
         )  # fmt: skip
 
@@ -262,3 +266,16 @@ def test_trls_trainer_runs_it(tiny_llama: Any, character_tokenizer: Any, tmp_pat
     assert {int(state["step"]) for state in again.interleaver.optimizer.state.values()} == {2}
     with pytest.raises(ValueError, match="no reward function 'right'"):
         make("right")
+
+    # Two optimizer steps a rollout, of which four prompts enter: two batches, of which one is taken.
+    slow = make("never_right", 2, steps_per_generation=2, save_strategy="no")
+    numbers: list[int] = []
+    step = Interleaver.step
+    monkeypatch.setattr(Interleaver, "step", lambda one, number: numbers.append(number) or step(one, number))
+    slow.train()
+    assert numbers == [0, 1]  # of rollouts, which schedules count
+    waiting = [log["demonstrations/waiting"] for log in slow.state.log_history if "demonstrations/waiting" in log]
+    assert waiting == [2, 4]
+    unknown = make("says_nothing", save_strategy="no")
+    unknown.train()
+    assert unknown.interleaver.budget.used == len(unknown.interleaver.buffer) == 0

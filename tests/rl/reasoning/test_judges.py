@@ -120,6 +120,24 @@ def test_identical_chains_are_judged_once_and_the_cache_remembers() -> None:
     assert other.num_calls == 2
 
 
+def test_two_judges_on_one_store_keep_apart() -> None:
+    def strict(solutions: Sequence[Solution]) -> list[Verdict]:
+        return [False] * len(solutions)
+
+    def lenient(solutions: Sequence[Solution]) -> list[Verdict]:
+        return [True] * len(solutions)
+
+    cache, right = dict[str, str](), torch.ones(1, dtype=torch.bool)
+    for _ in range(2):
+        for judge, verdict in ((strict, False), (lenient, True), (TextJudge(lambda _: [r"\boxed{no}"]), False)):
+            assert JudgeEnsemble(judge, 1, cache=cache)(solutions("y"), right).is_correct.tolist() == [verdict]
+    assert len(cache) == 3
+    named = [JudgeEnsemble(lenient, 1, cache=cache, name=name) for name in ("first", "second", "first")]
+    assert [one(solutions("y"), right).num_calls for one in named] == [1, 1, 0]
+    servers = [ServerJudge("http://127.0.0.1:1/v1", model) for model in ("small", "large")]
+    assert servers[0].name != servers[1].name == ServerJudge("http://127.0.0.1:2/v1", "large").name
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         JudgeEnsemble(Scripted(), 0)
@@ -232,6 +250,18 @@ def test_server_judge(server: tuple[str, list[dict[str, object]]]) -> None:
         judge(solutions("crash"))
     with pytest.raises(JudgeServerError, match="no chat completion"):
         judge(solutions("odd"))
+
+
+def test_one_request_that_fails_loses_no_other_verdict(server: tuple[str, list[dict[str, object]]]) -> None:
+    url, asked = server
+    cache, right = dict[str, str](), torch.ones(3, dtype=torch.bool)
+    ensemble = JudgeEnsemble(ServerJudge(url, "a-judge", at_once=1), 1, cache=cache)
+    with pytest.raises(JudgeServerError, match="1 of 3 requests failed"):
+        ensemble(solutions("bad", "crash", "sound"), right)
+    assert len(cache) == 2
+    num_asked = len(asked)
+    assert ensemble(solutions("sound", "bad", "sound"), right).is_correct.tolist() == [True, False, True]
+    assert len(asked) == num_asked
 
 
 def test_server_judge_says_when_nobody_answers() -> None:

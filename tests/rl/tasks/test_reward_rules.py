@@ -1,5 +1,6 @@
 """Reward rules cell by cell, what a strict format costs, and answers that are the same."""
 
+import signal
 import time
 import types
 from typing import Any
@@ -11,6 +12,7 @@ from dynascope.rl.advantages import group_z_score
 from dynascope.rl.tasks.answer_checking import AnswerChecker, math_equal, math_verify_equal
 from dynascope.rl.tasks.gsm8k import boxed
 from dynascope.rl.tasks.reward_rules import RULES, RewardRule, correctness_signal
+from dynascope.rl.tasks.rewards import evaluate_rewards
 
 CELLS = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
 
@@ -102,11 +104,25 @@ def test_math_verify_is_called_as_it_asks(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match="pip install math-verify"):
         math_verify_equal("1", "1")
     fake: Any = types.ModuleType("math_verify")
-    fake.parse = lambda text: text
-    fake.verify = lambda gold, prediction: (gold, prediction) == ("$1$", "$2-1$")
+
+    def alarmed(limit: float | None) -> None:
+        if limit:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # as the library does, which only the main thread may
+
+    def parse(text: str, parsing_timeout: int | None = 5) -> str:
+        alarmed(parsing_timeout)
+        return text
+
+    def verify(gold: str, prediction: str, timeout_seconds: int | None = 5) -> bool:
+        alarmed(timeout_seconds)
+        return (gold, prediction) == ("$1$", "$2-1$")
+
+    fake.parse, fake.verify = parse, verify
     monkeypatch.setitem(__import__("sys").modules, "math_verify", fake)
     assert math_verify_equal("2-1", "1")
     assert not math_verify_equal(None, "1")
+    rule = RewardRule.named("correctness").as_reward(lambda text, answer: math_verify_equal(text, answer))
+    assert evaluate_rewards(rule, ["", ""], ["2-1", "2"], {"answer": ["1", "1"]})[0].tolist() == [1, 0]
 
 
 def slow_or_broken(prediction: str, answer: str) -> bool:
@@ -127,5 +143,23 @@ def test_a_checker_that_hangs_dies_or_raises_gives_wrong_and_goes_on() -> None:
         assert (checker.num_timeouts, checker.num_errors) == (1, 2)
         assert time.monotonic() - started < 45
         assert checker(["a"] * 1000, ["a"] * 1000) == [True] * 1000
+        for process, _ in checker._workers:
+            process.kill()
+            process.join()
+        assert checker(["a", "b"], ["a", "a"]) == [True, False]  # by new processes
+    with pytest.raises(ValueError, match="is closed; make a new one"):
+        checker(["a"], ["a"])
     with pytest.raises(ValueError, match="must be at least 1"):
         AnswerChecker(num_workers=0)
+
+
+def test_a_reward_whose_checker_takes_too_long_says_wrong() -> None:
+    with AnswerChecker(slow_or_broken, num_workers=2, time_limit=0.5) as checker:
+        reward = RewardRule.named("independent").as_reward(checker=checker)
+        told = reward(completions=[r"so \boxed{3}", "3", r"\boxed{hangs}", "4"], answer=["3", "3", "3", "3"])
+        assert told == [1.0, 0.5, -0.5, -1.0]
+        assert checker.num_timeouts == 1
+        with pytest.raises(ValueError, match="in its place"):
+            RewardRule.named("independent").as_reward(lambda text, answer: True, checker=checker)
+    with pytest.raises(ValueError, match="give is_right"):
+        RewardRule.named("independent").as_reward()

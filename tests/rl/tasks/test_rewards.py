@@ -80,6 +80,9 @@ def test_a_guarded_reward_tells_the_same_but_may_say_nothing() -> None:
     assert guarded(length)(["ab", "c"], prompts=["", ""]) == [2.0, 1.0]
     assert guarded(length).__name__ == name_of(length) == "length"
     assert guarded(lambda **columns: [None, 1])(["a", "b"]) == [None, 1.0]
+    for bad in (float("nan"), float("inf"), torch.tensor(-float("inf"))):
+        with pytest.raises(ValueError, match=r"'<lambda>' gave no finite number for completions \[1\]"):
+            guarded(lambda bad=bad, **columns: [None, bad])(["a", "b"])
     for reward, message in ((hanging, "'hanging' took more than 0.05 s"), (raising, "'raising' raised KeyError")):
         with pytest.raises(ValueError, match=message):
             guarded(reward, time_limit=0.05)(["a"])
