@@ -230,10 +230,63 @@ def test_it_samples_in_the_loop_and_in_generate(tiny_llama: Any) -> None:
     hot = draw(AdaptiveTemperature({STOP, PAD}, tau=0.5))
     drift = (hot.sampling_log_probs - hot.behaviour_log_probs)[hot.mask]
     assert drift.abs().max() > 0.01
-    generated = tiny_llama.generate(
-        prompts, do_sample=True, max_new_tokens=5, logits_processor=[AdaptiveTemperature({STOP, PAD})]
-    )
-    assert generated.shape[1] <= 9
+
+
+def test_a_rollout_that_drops_ended_rows_is_one_rollout(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, rows = [], []
+    original = AdaptiveTemperature._turn
+    monkeypatch.setattr(AdaptiveTemperature, "_turn", lambda self: turns.append(len(rows)) or original(self))
+    process = AdaptiveTemperature({STOP, PAD}, tau=0.9)
+
+    def ending_early(tokens: Tensor, scores: Tensor) -> Tensor:
+        """Three quarters of the rows end at once, and sampling leaves them out from then on."""
+        rows.append(len(tokens))
+        barred = scores.clone()
+        if tokens.shape[1] == 4:
+            barred[: 3 * len(tokens) // 4] = -torch.inf
+            barred[: 3 * len(tokens) // 4, STOP] = 0.0
+        else:
+            barred[:, STOP] = -torch.inf
+        return process(tokens, barred)
+
+    def draw() -> Tensor:
+        return sample(
+            tiny_llama, encode(["1+2=", "3+4="])[0], num_samples=8, max_new_tokens=5, stop_token=STOP, pad_token=PAD,
+            process=ending_early, generator=torch.Generator().manual_seed(0),
+        ).sampling_log_probs  # fmt: skip
+
+    drawn = [draw() for _ in range(3)]
+    assert rows == 3 * [16, 4, 4, 4, 4]  # the four that go on are all that is worked on
+    assert turns == [6, 11]
+    assert sum(int(counts.sum()) for _, counts in process._seen) == 16 + 4 * 4
+    # No temperature in the first rollout: what was drawn from differs by the barred tokens alone.
+    process = AdaptiveTemperature({STOP, PAD}, tau=0.0)
+    plain = draw()
+    assert torch.equal(drawn[0], plain)
+    assert not torch.equal(drawn[1], plain)
+
+
+def test_it_turns_once_a_call_of_generate(tiny_llama: Any) -> None:
+    process = AdaptiveTemperature({STOP, PAD}, tau=0.5)
+    prompts, _ = encode(["1+2=", "3+4="])
+    told = [
+        tiny_llama.generate(
+            prompts, do_sample=True, max_new_tokens=5, logits_processor=[process],
+            output_logits=True, output_scores=True, return_dict_in_generate=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for scores, logits in zip(told[0].scores, told[0].logits, strict=True):
+        torch.testing.assert_close(scores, logits)
+    counts = ~torch.isin(told[0].sequences[:, 3:-1], torch.tensor([STOP, PAD])).T
+    entropies = torch.distributions.Categorical(logits=torch.stack(told[0].logits)).entropy()
+    torch.testing.assert_close(process.stats.pivot, EntropyStats.of(entropies, counts, eps=1e-6).pivot)
+    for scores, logits in zip(told[1].scores, told[1].logits, strict=True):
+        own = torch.distributions.Categorical(logits=logits).entropy()
+        temperature = adaptive_temperature(own, process.stats, tau=0.5)[:, None]
+        assert (temperature - 1).abs().max() > 0.01
+        # Entropies of a fresh model lie close together, so that rounding is magnified.
+        torch.testing.assert_close(scores, logits / temperature, atol=2e-4, rtol=1e-3)
 
 
 def test_the_correction_weighs_the_sampler_out() -> None:
