@@ -145,7 +145,8 @@ def token_group_advantage(
     So the advantages of a group's tokens sum to 0, and with a token mean right and wrong answers weigh the same, however
     long. With equal lengths it is GRPO with the population's deviation. Where an advantage would reach `fallback` in
     size, the whole group has GRPO's (the sample's deviation, by completions), as in the released code; None never. Equal
-    rewards give exactly 0. Raises ValueError when no group has two completions, or for a fallback that is not positive.
+    rewards give exactly 0, and so does a completion without tokens. Raises ValueError when no group has two completions, or
+    for a fallback that is not positive.
 
     >>> lengths = torch.tensor([2, 6])
     >>> token_group_advantage(torch.tensor([1.0, 0]), torch.arange(6) < lengths[:, None], torch.zeros(2, dtype=torch.long))
@@ -169,7 +170,8 @@ def _token_group_advantage(
         is_far = ((advantage.abs() >= fallback) & (lengths > 0)).to(rewards.dtype)
         is_guarded = groups.sum(is_far) > 0
         advantage = torch.where(is_guarded, group_z_score(rewards, group_ids, eps=eps), advantage)
-    return advantage.masked_fill(groups.is_uniform(rewards), 0.0), is_guarded
+    # Where those with tokens have equal rewards, one without would be as far away as 1 / eps.
+    return advantage.masked_fill(groups.is_uniform(rewards) | (lengths == 0), 0.0), is_guarded
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynascope.rl.advantages import group_z_score
+from dynascope.rl.advantages import center, group_z_score, unit_rms
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.entropy.parts import (
     AdaptiveTemperature,
@@ -89,6 +89,20 @@ def test_with_equal_lengths_it_is_grpo_and_equal_rewards_are_nothing() -> None:
     assert token_group_advantage(torch.full((4,), 1 / 3), mask, torch.zeros(4, dtype=torch.long)).tolist() == [0.0] * 4
     with pytest.raises(ValueError, match="fallback=0"):
         token_group_advantage(rewards, torch.ones(8, 5).bool(), group_ids, fallback=0.0)
+
+
+def test_a_completion_without_tokens_is_compared_with_nobody() -> None:
+    """Its group's tokens all have reward 1, so that it would be 1 / eps away."""
+    mask = lengths_mask(2, 6, 3, 2, 0)
+    rewards, group_ids = torch.tensor([1.0, 0, 1, 1, 0]), torch.tensor([0, 0, 1, 1, 1])
+    for fallback in (5.0, None):
+        found = token_group_advantage(rewards, mask, group_ids, fallback=fallback)
+        torch.testing.assert_close(found, torch.tensor([1.7320508, -0.5773503, 0, 0, 0]), atol=1e-5, rtol=0)
+    seen = PolicyBatch(mask=mask, rewards=rewards, group_ids=group_ids)
+    unit = dapo.having(advantage=TokenGroupZScore(), post=(unit_rms,)).advantages(seen)
+    torch.testing.assert_close(unit, found / (10 / 15) ** 0.5, atol=1e-4, rtol=0)
+    centred = dapo.having(advantage=TokenGroupZScore(), post=(center,)).advantages(seen)
+    torch.testing.assert_close(centred, found - found.mean(), atol=1e-4, rtol=0)
 
 
 def test_clip_bounds_by_hand() -> None:
