@@ -6,7 +6,7 @@ import altair as alt
 
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.harness.curves import mean_lines, tries
+from dynascope.studies.harness.curves import mean_lines, tries_chart
 
 ARMS = {
     "grpo-sequence": "GRPO, sequence ratio",
@@ -31,16 +31,7 @@ def entropies(runs: Sequence[Runs]) -> Chart:
 
 def solved(runs: Sequence[Runs]) -> Chart:
     """Pass@k at the end, by objective."""
-    chart = (
-        alt.Chart(width=430, height=260)
-        .mark_line(point=True, strokeWidth=1.6)
-        .encode(
-            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="tries k"),
-            y=alt.Y("mean(value):Q", title="Pass@k after training", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
-        )
-    )
-    return draw("What several tries solve", "Mean over seeds.", tries(runs, ARMS), chart)
+    return tries_chart(runs, ARMS, title="What several tries solve")
 
 
 def tails(runs: Sequence[Runs]) -> Chart:

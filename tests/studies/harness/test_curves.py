@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from fabricated import fabricate
 
-from dynascope.studies.harness.curves import curves, mean_lines, tries
+from dynascope.record import Series, open_record
+from dynascope.studies import StudyRecord
+from dynascope.studies.harness.curves import curves, mean_lines, tries, tries_chart
 
 
 def test_rows_leave_out_what_a_record_does_not_have(tmp_path: Path) -> None:
@@ -21,3 +23,20 @@ def test_rows_leave_out_what_a_record_does_not_have(tmp_path: Path) -> None:
     assert curves([full], "other", {"loss": "training"}) == []
     assert tries([full], {"none": "no such arm"}) == []
     mean_lines([full, bare], {"base": "base", "other": "other"}, "gain", title="Gain", y="gain")
+
+
+def test_tries_are_those_of_the_last_test_of_every_seed_that_has_the_arm(tmp_path: Path) -> None:
+    seeds = []
+    for seed in range(2):
+        with StudyRecord(tmp_path / str(seed), earlier={}, config={}) as record:
+            record.declare(Series("test/pass_at_k", ("k",), coords={"k": [1, 2]}))
+            record.add(0, {"test/pass_at_k": np.array([0.0, 0.1])})
+            record.add(5, {"test/pass_at_k": np.array([0.5, 0.75 + seed / 8])})
+        seeds.append({"grpo": open_record(tmp_path / str(seed))})
+    chart = tries_chart(seeds, {"grpo": "GRPO", "none": "no such arm"}, title="Tries")
+    assert [(row["seed"], row["what"], row["k"], row["value"]) for row in chart.data["rows"]] == [
+        (0, "GRPO", 1, 0.5),
+        (0, "GRPO", 2, 0.75),
+        (1, "GRPO", 1, 0.5),
+        (1, "GRPO", 2, 0.875),
+    ]

@@ -1,5 +1,6 @@
 """Reinforcement learning in a study: what is recorded, and that looking changes nothing."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_the_same_policy_tests_the_same(tmp_path: Path) -> None:
     assert {name: torch.as_tensor(one).tolist() for name, one in first.items()} == {
         name: torch.as_tensor(one).tolist() for name, one in second.items()
     }
+
+
+def test_the_entropy_of_tests_is_that_of_the_distribution(tmp_path: Path) -> None:
+    model = base_model(SPEC, 0, tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every character is as likely
+    told = measure_policy(model, TASK, Evaluation(8, 4, measures_entropy=True))
+    assert float(told["test/entropy"]) == pytest.approx(math.log(TASK.vocabulary))
+    assert "test/entropy" not in measure_policy(model, TASK, Evaluation(8, 4))
 
 
 def test_an_evaluation_of_nothing_is_refused() -> None:
