@@ -28,13 +28,15 @@ class Config(SumsConfig):
 
     base_steps: int = 170
     """Of supervised learning; the start model should be right at about six of ten tries."""
+    num_steps: int = 40
+    num_prompts: int = 30
     num_minibatches: int = 1
     num_passes: int = 2
     """With one optimizer step a rollout every ratio is 1, and its level makes no difference."""
-    lr: float = 1e-4
-    """At 2e-4 with two passes and 20 prompts, every measure that is not centred broke every policy down within 20 rollouts."""
+    lr: float = 5e-5
+    """At 1e-4, over 60 rollouts of 32 prompts, the averse measure took a policy from 57 to 0 % of right answers."""
     test_problems: int = 512
-    test_every: int = 60
+    test_every: int = 40
     """So many problems are too many for tests in between."""
     bundle_size: int = 5
     alpha: float = 0.2
