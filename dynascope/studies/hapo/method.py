@@ -3,7 +3,7 @@
 A small model that was taught sums with written steps is trained on by reinforcement learning. DAPO treats all tokens alike;
 four parts do not: temperature, comparison of rewards, redistribution of advantages, and clip follow a token's entropy or
 count tokens rather than answers. Arms add each part alone, and one after the other up to all of them; four rivals let entropy
-decide otherwise. Each takes four optimizer steps on a rollout, since with one the ratio stays 1 and two parts have nothing
+decide otherwise. Each takes several optimizer steps on a rollout, since with one the ratio stays 1 and two parts have nothing
 to act on; C5 says whether they have.
 
 The released code has a guard that equation 9 has not: a group in which an advantage would reach 5 is compared by completions
