@@ -267,7 +267,7 @@ def penalised_rewards(batch: PolicyBatch, kl_coefficient: float) -> Float[Tensor
 def center(advantage: Tensor, batch: PolicyBatch) -> Tensor:
     """A post-processor: less the mean over the rollout, so that as much is pushed up as down. One a completion, or a token.
 
-    >>> riskpo.having(post=(center,))
+    >>> preset("riskpo").having(post=(center,))
     """
     if advantage.ndim == 1:
         return advantage - advantage.mean()
@@ -280,7 +280,7 @@ def unit_rms(advantage: Tensor, batch: PolicyBatch) -> Tensor:
 
     All zeros stay.
 
-    >>> riskpo.having(post=(unit_rms,))
+    >>> preset("riskpo").having(post=(unit_rms,))
     """
     squares = advantage.square() if advantage.ndim == 1 else advantage.square()[batch.mask]
     size = squares.mean().sqrt()

@@ -12,8 +12,10 @@ from dynascope.studies.riskpo.method import ARMS, Config
 
 STUDY = load_study("riskpo")
 # By arm in the world of the paper: entropy, Pass@1, Pass@8.
-RIGHT = {"grpo-sequence": (0.2, 0.8, 0.95), "riskpo": (0.3, 0.75, 0.97), "seeking": (0.22, 0.8, 0.95)}
+RIGHT = {"grpo-sequence": (0.2, 0.8, 0.95), "riskpo": (0.3, 0.85, 0.97), "seeking": (0.22, 0.8, 0.95)}
 WRONG = {"grpo-sequence": (0.3, 0.8, 0.95), "riskpo": (0.1, 0.4, 0.6), "seeking": (0.2, 0.8, 0.95)}
+RIGHT["riskpo-single"] = (0.3, 0.7, 0.9)
+WRONG["riskpo-single"] = (0.1, 0.5, 0.7)
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -27,6 +29,9 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
             "policy/entropy": (level + 0.001 * seed) * steps,
             "covariance/risk": (0.1 if is_effect else 0.5) * steps + 0.001 * seed,
             "covariance/mean": 0.3 * steps,
+            "covariance/upper_tail": 0.2 * steps,
+            "covariance/lower_tail": (0.1 if is_effect else -0.2) * steps + 0.001 * seed,
+            "greedy/correct": (first + (0.001 * seed if name == "riskpo" else 0)) * np.ones(2),
             "risk/below_low": (0.2 + off + 0.001 * seed) * steps,
             "risk/below_high": (0.8 - off + 0.001 * seed) * steps,
         }
@@ -51,6 +56,25 @@ class TestStudy(StudyTests):
             tail = open_record(smoke.run / arm / "seed-0")["risk/cvar"].values
             assert len(tail) == 12
             assert (tail >= 0).all()
+
+    def test_the_averse_measure_differs_from_the_mean_by_what_the_tails_ask_for(self, smoke: Verdict) -> None:
+        record = open_record(smoke.run / "riskpo" / "seed-0")
+        risk, mean, upper, lower = (
+            record[f"covariance/{name}"].values for name in ("risk", "mean", "upper_tail", "lower_tail")
+        )
+        omega = smoke.study.presets["smoke"].omega
+        np.testing.assert_allclose(risk - mean, -upper - omega * lower, atol=1e-4)
+
+    def test_greedy_answers_are_told_before_and_after(self, smoke: Verdict) -> None:
+        assert open_record(smoke.run / "riskpo" / "seed-0")["greedy/correct"].step.values.tolist() == [0, 12]
+
+
+def test_the_level_of_the_ratio_matters() -> None:
+    """With one optimizer step a rollout every ratio is 1 and two arms would be the same."""
+    for preset in STUDY.presets.values():
+        assert preset.num_minibatches * preset.num_passes > 1
+    sizes = {name: arm.objective(Config(), 0).advantage.bundle_size for name, arm in ARMS.items() if "riskpo" in name}
+    assert sizes == {"riskpo": 5, "riskpo-centred": 5, "riskpo-unit": 5, "riskpo-single": 1}
 
 
 def test_a_test_that_is_too_small_is_told() -> None:

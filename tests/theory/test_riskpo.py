@@ -34,17 +34,42 @@ def test_padding_has_no_part_in_the_covariance() -> None:
     assert entropy_covariance(log_probs, advantage, torch.tensor([[True, True, False]])).item() == pytest.approx(0.25)
 
 
-def test_where_better_answers_are_likelier_the_averse_measure_keeps_more_entropy_than_the_mean() -> None:
-    """Theorem 2: it drops what the upper tail asks for, and a tail where log-probabilities rise with the score asks most."""
-    scores = torch.arange(6.0, dtype=torch.float64)
+def covariances(logits: torch.Tensor, omega: float) -> tuple[float, float]:
+    """Of the averse measure and of the mean, over scores 0, 1, 2, …"""
+    scores, probs = torch.arange(len(logits), dtype=torch.float64), logits.softmax(-1)
+    low, high = (discrete_quantile(scores, probs, level) for level in (0.2, 0.8))
+    assert scores[0] < low < high < scores[-1]
+    return -entropy_rate(logits, mvar_advantage(scores, low, high, omega)).item(), -entropy_rate(logits, scores).item()
+
+
+@pytest.mark.parametrize("omega", [0.0, 0.5])
+def test_where_log_probabilities_rise_into_both_tails_the_averse_measure_keeps_more_entropy_than_the_mean(
+    omega: float,
+) -> None:
+    """Theorem 2: it drops what the upper tail asks for, and asks more of the lower one, whose worst answers are its likeliest."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
-        logits = torch.rand(6, generator=generator, dtype=torch.float64).cumsum(0)
-        probs = logits.softmax(-1)
-        low, high = (discrete_quantile(scores, probs, level) for level in (0.2, 0.8))
-        averse = -entropy_rate(logits, mvar_advantage(scores, low, high, 0.0))
-        mean = -entropy_rate(logits, scores)
-        assert averse <= mean + 1e-12
+        steps = 0.2 * torch.rand(15, generator=generator, dtype=torch.float64).cumsum(0)
+        logits = torch.cat([steps.flip(0), torch.zeros(1, dtype=torch.float64), steps])
+        averse, mean = covariances(logits, omega)
+        assert averse < mean - 1e-3
+
+
+def test_the_two_differ_by_what_the_tails_ask_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, scores = torch.randn(31, generator=generator, dtype=torch.float64), torch.arange(31.0, dtype=torch.float64)
+    low, high = (discrete_quantile(scores, logits.softmax(-1), level) for level in (0.2, 0.8))
+    upper, lower = (-entropy_rate(logits, tail.clamp(min=0)).item() for tail in (scores - high, low - scores))
+    averse, mean = covariances(logits, 0.5)
+    assert averse - mean == pytest.approx(-upper - 0.5 * lower)
+
+
+def test_without_its_premise_theorem_2_says_nothing() -> None:
+    """Where the worst answers are the rarest, the tail's own weight costs entropy."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 0.2 * torch.rand(31, generator=generator, dtype=torch.float64).cumsum(0)
+    plain, mean = covariances(logits, 0.0)
+    assert plain < mean < covariances(logits, 0.5)[0]
 
 
 def test_quantiles_of_a_discrete_distribution() -> None:

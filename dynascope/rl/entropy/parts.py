@@ -18,6 +18,7 @@ from dynascope.rl.advantages import Groups, group_z_score
 from dynascope.rl.batch import PolicyBatch, per_token
 from dynascope.rl.entropy.signal import EntropySignal, EntropyStats
 from dynascope.rl.objective import Bound, LossView, PolicyObjective
+from dynascope.rl.token_entropy import token_entropy
 
 
 def adaptive_temperature(
@@ -49,9 +50,9 @@ class AdaptiveTemperature:
     """Part A, as a logits processor: Hugging Face's `generate(logits_processor=[...])`, or `sample(process=...)` here.
 
     Entropies are of the distribution it is given, and the statistics are the previous rollout's, which it has seen itself:
-    a call that does not continue the last one by one token begins a new rollout. The first rollout is at the base
-    temperature. Sampling is slightly off-policy by design, since log-probabilities of the loss are at temperature 1;
-    `SamplingCorrection` weighs that out.
+    a call that is not one token longer than the last, or has more rows, begins a new rollout (fewer rows are those that
+    have not ended). The first rollout is at the base temperature. Sampling is slightly off-policy by design, since
+    log-probabilities of the loss are at temperature 1; `SamplingCorrection` weighs that out.
 
     Args:
         ends: Numbers of the stop and padding tokens: a row whose last token is one of them is finished and counts for nothing.
@@ -87,12 +88,10 @@ class AdaptiveTemperature:
     def __call__(self, tokens: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Scores over each row's temperature."""
         num, length = tokens.shape
-        if self._shape is not None and self._shape != (num, length - 1):
+        if self._shape is not None and not (num <= self._shape[0] and length == self._shape[1] + 1):
             self._turn()
         self._shape = num, length
-        log_probs = scores.float().log_softmax(-1)
-        # A token that an earlier processor ruled out has 0 · −inf.
-        entropy = -(log_probs.exp() * log_probs.nan_to_num(neginf=0.0)).sum(-1)
+        entropy = token_entropy(scores[:, None])[:, 0]
         is_finished = torch.zeros_like(tokens[:, -1], dtype=torch.bool)
         for end in self.ends:
             is_finished |= tokens[:, -1] == end
@@ -147,7 +146,8 @@ def token_group_advantage(
     So the advantages of a group's tokens sum to 0, and with a token mean right and wrong answers weigh the same, however
     long. With equal lengths it is GRPO with the population's deviation. Where an advantage would reach `fallback` in
     size, the whole group has GRPO's (the sample's deviation, by completions), as in the released code; None never. Equal
-    rewards give exactly 0. Raises ValueError when no group has two completions, or for a fallback that is not positive.
+    rewards give exactly 0, and so does a completion without tokens. Raises ValueError when no group has two completions, or
+    for a fallback that is not positive.
 
     >>> lengths = torch.tensor([2, 6])
     >>> token_group_advantage(torch.tensor([1.0, 0]), torch.arange(6) < lengths[:, None], torch.zeros(2, dtype=torch.long))
@@ -171,7 +171,8 @@ def _token_group_advantage(
         is_far = ((advantage.abs() >= fallback) & (lengths > 0)).to(rewards.dtype)
         is_guarded = groups.sum(is_far) > 0
         advantage = torch.where(is_guarded, group_z_score(rewards, group_ids, eps=eps), advantage)
-    return advantage.masked_fill(groups.is_uniform(rewards), 0.0), is_guarded
+    # Where those with tokens have equal rewards, one without would be as far away as 1 / eps.
+    return advantage.masked_fill(groups.is_uniform(rewards) | (lengths == 0), 0.0), is_guarded
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dynascope.rl.advantages import Groups
 from dynascope.rl.batch import per_token
 
 
@@ -48,24 +49,36 @@ def by_entropy(
 
 
 def weight_shares(
-    advantage: Float[Tensor, " N"] | Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], correct: Bool[Tensor, " N"]
+    advantage: Float[Tensor, " N"] | Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    correct: Bool[Tensor, " N"],
+    group_ids: Int[Tensor, " N"] | None = None,
 ) -> Mapping[str, Float[Tensor, ""]]:
     """Whom a token-mean loss weighs at ratio 1, over a rollout.
 
     - `weight/wrong_over_right`: Σ |A| over tokens of wrong completions, by that over right ones.
     - `weight/token_mean`: Σ A over tokens, by the number of tokens.
-    - `weight/length_wrong_over_right`: mean length of wrong completions by that of right ones, among those with A ≠ 0.
+    - `weight/length_wrong_over_right`: mean length of wrong completions by that of right ones, among those with A ≠ 0. With
+      `group_ids` both are means over the prompts that have either, so that hard prompts, whose answers may be longer, count
+      no more on the one side than on the other: that is the ratio which a group z-score gives the weights.
 
     >>> weight_shares(torch.tensor([1.0, -1.0]), torch.tensor([[True, False], [True, True]]), torch.tensor([True, False]))
     {'weight/wrong_over_right': tensor(2.), 'weight/token_mean': tensor(-0.3333), 'weight/length_wrong_over_right': tensor(2.)}
     """
     by_token = per_token(advantage) * mask
     size, lengths = by_token.abs().sum(1), mask.sum(1).float()
-    counts = size > 0
+    groups = Groups.by(torch.zeros_like(mask[:, 0], dtype=torch.long) if group_ids is None else group_ids)
+
+    def mean_length(kept: Tensor) -> Tensor:
+        counts = (kept & (size > 0)).float()
+        return groups.sum(lengths * counts) / groups.sum(counts)
+
+    wrong, right = mean_length(~correct), mean_length(correct)
+    has_both = (wrong + right).isfinite() / groups.sizes  # every prompt once
     return {
         "weight/wrong_over_right": size[~correct].sum() / size[correct].sum(),
         "weight/token_mean": by_token.sum() / mask.sum().clamp(min=1),
-        "weight/length_wrong_over_right": lengths[counts & ~correct].mean() / lengths[counts & correct].mean(),
+        "weight/length_wrong_over_right": (wrong.nan_to_num() * has_both).sum() / (right.nan_to_num() * has_both).sum(),
     }
 
 

@@ -19,11 +19,13 @@ from dynascope.rl.risk.measures import (
     seeking_advantage,
 )
 from dynascope.rl.risk.quantiles import QuantileTracker
+from dynascope.rl.risk.ranks import gathered
 
 Measure = Literal["mvar", "rvar", "cvar", "mean", "seeking", "released", "released-plain"]
 Levels = Literal["track", "batch", "mix"]
 
 _FEWEST_IN_TAIL = 5
+_MOST_LEFT_OUT = 0.2
 
 
 class RiskAdvantage:
@@ -40,7 +42,8 @@ class RiskAdvantage:
 
     Args:
         alpha: Level below which the tail begins.
-        beta: Level above which a score asks for nothing.
+        beta: Level above which a score asks for nothing; at 1, which no stream tells in time, its quantile is the highest
+            score of the rollout, so that no score is left out.
         omega: How much more the tail weighs.
         bundle_size: Questions in a bundle; 1 leaves each response its own reward.
         measure: "mvar" is averse and the paper's, "mean" neutral, "seeking" its ablation; "rvar" and "cvar" leave out the
@@ -55,7 +58,7 @@ class RiskAdvantage:
         seed: Of the permutations, together with the number of rollouts seen.
         across_ranks: Of the tracker; False where every process sees the whole rollout.
 
-    Raises ValueError for levels that are not 0 < alpha < beta < 1, or another name.
+    Raises ValueError for levels that are not 0 < alpha < beta <= 1 (below 1 for "seeking"), or another name.
 
     >>> riskpo = grpo.having(advantage=RiskAdvantage(), ratio="sequence")
     """
@@ -79,8 +82,10 @@ class RiskAdvantage:
         seed: int = 0,
         across_ranks: bool = False,
     ) -> None:
-        if not 0 < alpha < beta < 1:
-            raise ValueError(f"alpha={alpha} and beta={beta} must be 0 < alpha < beta < 1")
+        if not 0 < alpha < beta <= 1:
+            raise ValueError(f"alpha={alpha} and beta={beta} must be 0 < alpha < beta <= 1")
+        if measure == "seeking" and beta == 1:
+            raise ValueError("measure='seeking' weighs what lies above beta, so beta must be below 1")
         self.alpha, self.beta, self.omega = alpha, beta, omega
         self.bundle_size, self.credit, self.permutes, self.remainder = bundle_size, credit, permutes, remainder
         self.measure, self.quantiles, self.uses_tracked_baseline = measure, quantiles, uses_tracked_baseline
@@ -92,7 +97,8 @@ class RiskAdvantage:
             if value not in known:
                 raise ValueError(f"{name} is {', '.join(known)}, not {value!r}")
         grid = [round(0.05 * place, 2) for place in range(1, 20)]
-        self.tracker = QuantileTracker([*grid, alpha, beta], lr, across_ranks=across_ranks)
+        followed = [level for level in (alpha, beta) if level < 1]
+        self.tracker = QuantileTracker([*grid, *followed], lr, across_ranks=across_ranks)
         self.seed, self.num_rollouts = seed, 0
         self.metrics: Mapping[str, Tensor] = {}
         """Of the last rollout: the two quantiles used, the shares of bundle scores below them (which come to alpha and beta
@@ -159,7 +165,10 @@ class RiskAdvantage:
         return released_mvar_advantage(scores, low, high, omega, alpha=alpha, beta=beta, natural_baseline=has_baseline)
 
     def _quantiles(self, scores: Float[Tensor, "K G"]) -> tuple[Tensor, Tensor]:
-        tracked = [self.tracker.value(level).to(scores) for level in (self.alpha, self.beta)]
+        highest = gathered(scores.flatten()) if self.tracker.across_ranks else scores
+        tracked = [
+            self.tracker.value(level).to(scores) if level < 1 else highest.max() for level in (self.alpha, self.beta)
+        ]
         if self.quantiles == "track":
             return tracked[0], tracked[1]
         own = [scores.quantile(level, dim=1, keepdim=True) for level in (self.alpha, self.beta)]
@@ -197,10 +206,19 @@ class RiskAdvantage:
 def rows_by_question(group_ids: Int64[Tensor, " N"]) -> Int64[Tensor, "P G"]:
     """Row numbers of each question's responses, as many as the question with the fewest has, in any order of rows.
 
+    Warns where that leaves out more than a fifth of the responses.
+
     >>> rows_by_question(torch.tensor([7, 3, 7, 3, 7]))
     tensor([[1, 3],
             [0, 2]])
     """
     _, counts = group_ids.unique(return_counts=True)
-    starts = counts.cumsum(0) - counts
-    return group_ids.argsort(stable=True)[starts[:, None] + torch.arange(int(counts.min()), device=counts.device)]
+    starts, fewest = counts.cumsum(0) - counts, int(counts.min())
+    left_out = len(group_ids) - fewest * len(counts)
+    if left_out > _MOST_LEFT_OUT * len(group_ids):
+        warnings.warn(
+            f"{left_out} of {len(group_ids)} responses are in no bundle and have no advantage, since a question has only "
+            f"{fewest}; drop whole questions rather than responses",
+            stacklevel=3,
+        )
+    return group_ids.argsort(stable=True)[starts[:, None] + torch.arange(fewest, device=counts.device)]

@@ -38,9 +38,9 @@ def figures(runs: Sequence[Runs]) -> list[Chart]:
 
 
 def entropies(runs: Sequence[Runs]) -> Chart:
-    """Entropy of a token, by parts."""
+    """Entropy of a token on the same problems, by parts."""
     title = "What each part leaves of the entropy"
-    return mean_lines(runs, ARMS, "policy/entropy", title=title, y="entropy of a token (nats)")
+    return mean_lines(runs, ARMS, "test/entropy", title=title, y="entropy of a token (nats)", points=True)
 
 
 def answers(runs: Sequence[Runs]) -> Chart:
@@ -50,12 +50,12 @@ def answers(runs: Sequence[Runs]) -> Chart:
 
 
 def rivals(runs: Sequence[Runs]) -> Chart:
-    """Entropy over the last rollouts against Pass@1 at the end."""
+    """Entropy at the last tests against Pass@1 at the end."""
     rows = [
         {"entropy": entropy(records[arm]), "right": right(records[arm]), "what": shown}
         for records in runs
         for arm, shown in RIVALS.items()
-        if arm in records and "policy/entropy" in records[arm]
+        if arm in records
     ]
     chart = marks(
         RIVALS,

@@ -68,6 +68,24 @@ def with_intervals(rows: Rows, x: str) -> Rows:
     return told
 
 
+def tries_chart(runs: Sequence[Runs], arms: Mapping[str, str], *, title: str) -> Chart:
+    """Pass@k at the end, means over seeds, a line an arm.
+
+    >>> tries_chart(runs, {"grpo": "GRPO"}, title="What several tries solve")
+    """
+    chart = (
+        alt.Chart(width=430, height=260)
+        .mark_line(point=True, strokeWidth=1.6)
+        .encode(
+            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="tries k"),
+            y=alt.Y("mean(value):Q", title="Pass@k after training", scale=alt.Scale(zero=False)),
+            color=alt.Color("what:N", title=None, sort=list(arms.values())),
+        )
+    )
+    told = "Chance that one of k answers is right, at the end; mean over seeds."
+    return draw(title, told, tries(runs, arms), chart)
+
+
 def mean_lines(
     runs: Sequence[Runs], arms: Mapping[str, str], series: str, *, title: str, y: str, points: bool = False
 ) -> Chart:

@@ -13,6 +13,7 @@ from dynascope.rl.loop import LoopConfig, Step, Task, draw_rollout, train
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
 from dynascope.rl.rollout import score
+from dynascope.rl.scoring import score_by_length
 from dynascope.rl.tasks.base_model import BaseModel, base_model
 from dynascope.studies.harness.study import StudyRecord
 
@@ -27,6 +28,8 @@ class Evaluation:
     num_samples: int = 16
     every: int = 10
     """Training steps from one test to the next; the start and the end are always tested."""
+    measures_entropy: bool = False
+    """Whether the entropy of a token is told too, which takes a forward pass over the completions."""
 
     def __post_init__(self) -> None:
         if min(self.num_problems, self.num_samples, self.every) < 1:
@@ -63,6 +66,8 @@ def reinforce(
     - `test/correct`: share of right answers at the training temperature.
     - `test/pass_at_k` (k): unbiased, over powers of two.
     - `test/length`: mean tokens; `test/truncated`: share at the length limit.
+    - `test/entropy`: of a token of its own completions, in nats, if asked for. Rollouts differ between objectives in what was
+      drawn and kept; tests do not.
     - `test/chain`, `test/cot_pass_at_k` (k): right chains of thought, where the task can check them (`are_chains_right`).
     - `test/kl_start`: with `start`, how far the policy went from that model: mean log-ratio of its own tokens, in nats.
 
@@ -97,7 +102,8 @@ def declare(record: RecordWriter, evaluation: Evaluation) -> None:
     told = {"test/correct": "Share of right answers.", "test/truncated": "Share at the length limit."}
     told |= {"test/length": "Mean length of a completion.", "test/chain": "Share with a right chain of thought."}
     told |= {"test/kl_start": "How far the policy went from the start model, a token."}
-    units = {"test/length": "tokens", "test/kl_start": "nats"}
+    told |= {"test/entropy": "Mean entropy of a token."}
+    units = {"test/length": "tokens", "test/kl_start": "nats", "test/entropy": "nats"}
     for name, description in told.items():
         record.declare(Series(name, unit=units.get(name, ""), description=description))
     for name, of in (("test/pass_at_k", "answers is"), ("test/cot_pass_at_k", "chains and their answer are")):
@@ -128,6 +134,10 @@ def measure_policy(
         "test/length": rollout.lengths.float().mean(),
         "test/truncated": rollout.is_truncated.float().mean(),
     }
+    if evaluation.measures_entropy:
+        with torch.no_grad():
+            entropy = score_by_length(model, rollout, {"entropy"})["entropy"]
+        measured["test/entropy"] = (entropy * rollout.mask).sum() / rollout.mask.sum()
     if hasattr(task, "are_chains_right"):
         chains = torch.tensor(task.are_chains_right(problems, completions)).view(correct.shape)
         measured["test/chain"] = chains.float().mean()
@@ -138,6 +148,14 @@ def measure_policy(
             drift = rollout.behaviour_log_probs - score(start, rollout)["log_probs"]
         measured["test/kl_start"] = (drift * rollout.mask).sum() / rollout.mask.sum()
     return measured
+
+
+def measure_greedy(model: nn.Module, task: Task, evaluation: Evaluation = Evaluation()) -> Tensor | float:
+    """Share of right answers where the likeliest token is always taken, on the problems of `measure_policy`.
+
+    >>> record.add(0, {"greedy/correct": measure_greedy(model, Arithmetic(), Evaluation(512))})
+    """
+    return measure_policy(model, task, Evaluation(evaluation.num_problems, 1), temperature=0.0)["test/correct"]
 
 
 def start_model(record: StudyRecord, spec: BaseModel, seed: int) -> nn.Module:

@@ -19,7 +19,7 @@ study = Study(
         "small": Config(),
         "paper": Config(
             (3,), 4, 256, base_steps=1000, num_steps=500, num_prompts=512, num_samples=10, num_minibatches=4,
-            lr=1e-6, test_problems=512,
+            num_passes=1, lr=1e-6,
         ),
     },
     train=train,

@@ -6,7 +6,7 @@ import altair as alt
 
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.harness.curves import mean_lines, tries
+from dynascope.studies.harness.curves import mean_lines, tries_chart
 
 ARMS = {
     "grpo-sequence": "GRPO, sequence ratio",
@@ -14,6 +14,7 @@ ARMS = {
     "riskpo": "RiskPO",
     "riskpo-centred": "RiskPO, centred",
     "riskpo-unit": "RiskPO, unit size",
+    "riskpo-single": "RiskPO, no bundles",
     "seeking": "risk-seeking",
 }
 
@@ -31,22 +32,14 @@ def entropies(runs: Sequence[Runs]) -> Chart:
 
 def solved(runs: Sequence[Runs]) -> Chart:
     """Pass@k at the end, by objective."""
-    chart = (
-        alt.Chart(width=430, height=260)
-        .mark_line(point=True, strokeWidth=1.6)
-        .encode(
-            x=alt.X("k:Q", scale=alt.Scale(type="log", base=2), title="tries k"),
-            y=alt.Y("mean(value):Q", title="Pass@k after training", scale=alt.Scale(zero=False)),
-            color=alt.Color("what:N", title=None, sort=list(ARMS.values())),
-        )
-    )
-    return draw("What several tries solve", "Mean over seeds.", tries(runs, ARMS), chart)
+    return tries_chart(runs, ARMS, title="What several tries solve")
 
 
 def tails(runs: Sequence[Runs]) -> Chart:
     """The worst bundles, by objective."""
     title = "The worst fifth of bundles"
-    return mean_lines(runs, ARMS, "risk/cvar", title=title, y="right answers in a bundle, worst fifth")
+    bundled = {arm: shown for arm, shown in ARMS.items() if arm != "riskpo-single"}  # one answer is no bundle
+    return mean_lines(runs, bundled, "risk/cvar", title=title, y="right answers in a bundle, worst fifth")
 
 
 def quantiles(runs: Sequence[Runs]) -> Chart:

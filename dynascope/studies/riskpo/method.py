@@ -18,7 +18,7 @@ from dynascope.rl.objective import PolicyObjective, PostProcessor
 from dynascope.rl.presets import grpo
 from dynascope.rl.risk.advantage import RiskAdvantage
 from dynascope.studies.harness import StudyRecord
-from dynascope.studies.harness.policy import reinforce, start_model
+from dynascope.studies.harness.policy import measure_greedy, reinforce, start_model
 from dynascope.studies.harness.sums import SumsConfig
 
 
@@ -26,14 +26,18 @@ from dynascope.studies.harness.sums import SumsConfig
 class Config(SumsConfig):
     """Sizes and lengths. The averse measure breaks a start model down that hardly solves anything."""
 
+    base_steps: int = 170
+    """Of supervised learning; the start model should be right at about six of ten tries."""
     num_steps: int = 40
     num_prompts: int = 30
     num_minibatches: int = 1
+    num_passes: int = 2
     """With one optimizer step a rollout every ratio is 1, and its level makes no difference."""
-    lr: float = 1e-4
-    """At 2e-4 with two passes and 20 prompts, every measure that is not centred broke every policy down within 20 rollouts."""
-    test_problems: int = 48
-    test_every: int = 20
+    lr: float = 5e-5
+    """At 1e-4, over 60 rollouts of 32 prompts, the averse measure took a policy from 57 to 0 % of right answers."""
+    test_problems: int = 512
+    test_every: int = 40
+    """So many problems are too many for tests in between."""
     bundle_size: int = 5
     alpha: float = 0.2
     beta: float = 0.8
@@ -52,11 +56,24 @@ class Arm:
     measure: str
     ratio: str = "sequence"
     post: tuple[PostProcessor, ...] = ()
+    bundle_size: int | None = None
+    """In place of the study's."""
 
     def objective(self, config: Config, seed: int) -> PolicyObjective:
         """The arm's objective, with a state of its own."""
         changed = grpo.having(ratio=self.ratio, post=self.post)
-        return changed if self.measure == "z-score" else changed.having(advantage=estimator(config, self.measure, seed))
+        return (
+            changed
+            if self.measure == "z-score"
+            else changed.having(advantage=self.estimator(config, self.measure, seed))
+        )
+
+    def estimator(self, config: Config, measure: str, seed: int) -> RiskAdvantage:
+        """The estimator of one measure; the same seed bundles alike."""
+        size = config.bundle_size if self.bundle_size is None else self.bundle_size
+        return RiskAdvantage(
+            config.alpha, config.beta, config.omega, bundle_size=size, measure=measure, seed=1000 * seed
+        )
 
 
 ARMS = {
@@ -65,18 +82,10 @@ ARMS = {
     "riskpo": Arm("mvar"),
     "riskpo-centred": Arm("mvar", post=(center,)),
     "riskpo-unit": Arm("mvar", post=(unit_rms,)),
+    "riskpo-single": Arm("mvar", bundle_size=1),
     "seeking": Arm("seeking"),
 }
-
-
 TAILS = ("risk/mean", "risk/cvar", "risk/mvar")
-
-
-def estimator(config: Config, measure: str, seed: int) -> RiskAdvantage:
-    """The estimator of one measure; the same seed bundles alike."""
-    return RiskAdvantage(
-        config.alpha, config.beta, config.omega, bundle_size=config.bundle_size, measure=measure, seed=1000 * seed
-    )
 
 
 def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
@@ -86,7 +95,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     """
     model = start_model(record, config.start, seed)
     objective = arm.objective(config, seed)
-    mean = estimator(config, "mean", seed)
+    mean = arm.estimator(config, "mean", seed)
     own = objective.advantage
     if isinstance(own, RiskAdvantage):
         levels = {"level": list(own.tracker.levels)}
@@ -99,16 +108,26 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
             mean(step.batch)
             record.add(step.number, {name: mean.metrics[name] for name in TAILS})
             return
-        # In the mean objective's units, on the same bundles: theorem 2 compares these two.
+        # In the mean objective's units, on the same bundles: theorem 2 compares these two. They differ by what the tails
+        # ask for, and its premise is that log-probabilities rise into both.
         completions = (step.rollout.behaviour_log_probs * step.rollout.mask).sum(1)
         assert step.batch.advantage is not None
+        centred = mean(step.batch)
+        scores = centred + mean.metrics["risk/mean"]
         told = {
             "covariance/risk": entropy_covariance(completions, step.batch.advantage),
-            "covariance/mean": entropy_covariance(completions, mean(step.batch)),
+            "covariance/mean": entropy_covariance(completions, centred),
+            "covariance/upper_tail": entropy_covariance(
+                completions, (scores - own.metrics["risk/quantile_high"]).clamp(min=0)
+            ),
+            "covariance/lower_tail": entropy_covariance(
+                completions, (own.metrics["risk/quantile_low"] - scores).clamp(min=0)
+            ),
         }
         assert own.tracker.values is not None
         record.add(step.number, {**told, "risk/quantile": own.tracker.values})
 
+    record.add(0, {"greedy/correct": measure_greedy(model, config.task, config.evaluation)})
     reinforce(
         record,
         model,
@@ -120,3 +139,4 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         evaluation=config.evaluation,
         look=look,
     )
+    record.add(config.num_steps, {"greedy/correct": measure_greedy(model, config.task, config.evaluation)})

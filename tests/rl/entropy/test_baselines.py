@@ -55,6 +55,22 @@ def test_top_entropy_keeps_its_share_of_a_rollout() -> None:
     assert kept.tolist() == [[False] * 4, [False, False, True, True]]
 
 
+def test_top_entropy_keeps_all_or_one_and_nothing_of_an_empty_rollout() -> None:
+    assert torch.equal(TopEntropy(1.0)(torch.ones(2), batch()) > 0, MASK)
+    assert (TopEntropy(0.01)(torch.ones(2), batch()) > 0).nonzero().tolist() == [[1, 2]]
+    assert not TopEntropy()(torch.ones(2), batch().having(mask=torch.zeros_like(MASK))).any()
+
+
+def test_top_entropy_of_more_tokens_than_quantile_takes() -> None:
+    entropy = torch.arange(2**24 + 2, dtype=torch.float32).view(2, -1)
+    seen = batch().having(
+        entropy=entropy, mask=torch.ones_like(entropy).bool(), behaviour_log_probs=None, log_probs=None,
+        ref_log_probs=None,
+    )  # fmt: skip
+    kept = TopEntropy(0.25)(torch.ones(2), seen) > 0
+    assert kept.float().mean().item() == pytest.approx(0.25, abs=1e-6)
+
+
 def test_entropy_in_the_advantage_never_turns_it() -> None:
     seen = batch()
     view = LossView(seen, torch.ones(2, 4), torch.zeros(2, 4))
@@ -108,3 +124,11 @@ def test_impossible_settings_are_told() -> None:
         EntropyAdvantage(most=1.0)
     with pytest.raises(ValueError, match="floor=0"):
         CompletionEntropy(floor=0.0)
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"share={share} must be"):
+            TopEntropy(share)
+    for made in (DualTokenClip, CertainTokens):
+        with pytest.raises(ValueError, match=r"rho=1.5 must lie"):
+            made(rho=1.5)
+    with pytest.raises(ValueError, match=r"rho=-0.1 must lie"):
+        uncertain_in_completion(ENTROPY, MASK, -0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynascope.rl.advantages import group_z_score
+from dynascope.rl.advantages import center, group_z_score, unit_rms
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.entropy.parts import (
     AdaptiveTemperature,
@@ -89,6 +89,20 @@ def test_with_equal_lengths_it_is_grpo_and_equal_rewards_are_nothing() -> None:
     assert token_group_advantage(torch.full((4,), 1 / 3), mask, torch.zeros(4, dtype=torch.long)).tolist() == [0.0] * 4
     with pytest.raises(ValueError, match="fallback=0"):
         token_group_advantage(rewards, torch.ones(8, 5).bool(), group_ids, fallback=0.0)
+
+
+def test_a_completion_without_tokens_is_compared_with_nobody() -> None:
+    """Its group's tokens all have reward 1, so that it would be 1 / eps away."""
+    mask = lengths_mask(2, 6, 3, 2, 0)
+    rewards, group_ids = torch.tensor([1.0, 0, 1, 1, 0]), torch.tensor([0, 0, 1, 1, 1])
+    for fallback in (5.0, None):
+        found = token_group_advantage(rewards, mask, group_ids, fallback=fallback)
+        torch.testing.assert_close(found, torch.tensor([1.7320508, -0.5773503, 0, 0, 0]), atol=1e-5, rtol=0)
+    seen = PolicyBatch(mask=mask, rewards=rewards, group_ids=group_ids)
+    unit = dapo.having(advantage=TokenGroupZScore(), post=(unit_rms,)).advantages(seen)
+    torch.testing.assert_close(unit, found / (10 / 15) ** 0.5, atol=1e-4, rtol=0)
+    centred = dapo.having(advantage=TokenGroupZScore(), post=(center,)).advantages(seen)
+    torch.testing.assert_close(centred, found - found.mean(), atol=1e-4, rtol=0)
 
 
 def test_clip_bounds_by_hand() -> None:
@@ -230,10 +244,63 @@ def test_it_samples_in_the_loop_and_in_generate(tiny_llama: Any) -> None:
     hot = draw(AdaptiveTemperature({STOP, PAD}, tau=0.5))
     drift = (hot.sampling_log_probs - hot.behaviour_log_probs)[hot.mask]
     assert drift.abs().max() > 0.01
-    generated = tiny_llama.generate(
-        prompts, do_sample=True, max_new_tokens=5, logits_processor=[AdaptiveTemperature({STOP, PAD})]
-    )
-    assert generated.shape[1] <= 9
+
+
+def test_a_rollout_that_drops_ended_rows_is_one_rollout(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, rows = [], []
+    original = AdaptiveTemperature._turn
+    monkeypatch.setattr(AdaptiveTemperature, "_turn", lambda self: turns.append(len(rows)) or original(self))
+    process = AdaptiveTemperature({STOP, PAD}, tau=0.9)
+
+    def ending_early(tokens: Tensor, scores: Tensor) -> Tensor:
+        """Three quarters of the rows end at once, and sampling leaves them out from then on."""
+        rows.append(len(tokens))
+        barred = scores.clone()
+        if tokens.shape[1] == 4:
+            barred[: 3 * len(tokens) // 4] = -torch.inf
+            barred[: 3 * len(tokens) // 4, STOP] = 0.0
+        else:
+            barred[:, STOP] = -torch.inf
+        return process(tokens, barred)
+
+    def draw() -> Tensor:
+        return sample(
+            tiny_llama, encode(["1+2=", "3+4="])[0], num_samples=8, max_new_tokens=5, stop_token=STOP, pad_token=PAD,
+            process=ending_early, generator=torch.Generator().manual_seed(0),
+        ).sampling_log_probs  # fmt: skip
+
+    drawn = [draw() for _ in range(3)]
+    assert rows == 3 * [16, 4, 4, 4, 4]  # the four that go on are all that is worked on
+    assert turns == [6, 11]
+    assert sum(int(counts.sum()) for _, counts in process._seen) == 16 + 4 * 4
+    # No temperature in the first rollout: what was drawn from differs by the barred tokens alone.
+    process = AdaptiveTemperature({STOP, PAD}, tau=0.0)
+    plain = draw()
+    assert torch.equal(drawn[0], plain)
+    assert not torch.equal(drawn[1], plain)
+
+
+def test_it_turns_once_a_call_of_generate(tiny_llama: Any) -> None:
+    process = AdaptiveTemperature({STOP, PAD}, tau=0.5)
+    prompts, _ = encode(["1+2=", "3+4="])
+    told = [
+        tiny_llama.generate(
+            prompts, do_sample=True, max_new_tokens=5, logits_processor=[process],
+            output_logits=True, output_scores=True, return_dict_in_generate=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for scores, logits in zip(told[0].scores, told[0].logits, strict=True):
+        torch.testing.assert_close(scores, logits)
+    counts = ~torch.isin(told[0].sequences[:, 3:-1], torch.tensor([STOP, PAD])).T
+    entropies = torch.distributions.Categorical(logits=torch.stack(told[0].logits)).entropy()
+    torch.testing.assert_close(process.stats.pivot, EntropyStats.of(entropies, counts, eps=1e-6).pivot)
+    for scores, logits in zip(told[1].scores, told[1].logits, strict=True):
+        own = torch.distributions.Categorical(logits=logits).entropy()
+        temperature = adaptive_temperature(own, process.stats, tau=0.5)[:, None]
+        assert (temperature - 1).abs().max() > 0.01
+        # Entropies of a fresh model lie close together, so that rounding is magnified.
+        torch.testing.assert_close(scores, logits / temperature, atol=2e-4, rtol=1e-3)
 
 
 def test_the_correction_weighs_the_sampler_out() -> None:

@@ -34,6 +34,18 @@ def test_weights_by_hand() -> None:
     assert told["weight/length_wrong_over_right"].item() == pytest.approx(3)  # the third has no weight
 
 
+def test_lengths_by_prompt_are_not_confused_by_hard_prompts() -> None:
+    mask = torch.arange(9) < torch.tensor([[2], [4], [8], [8], [8], [9]])
+    correct = torch.tensor([True, False, True, True, False, False])
+    group_ids = torch.tensor([5, 5, 1, 1, 1, 7])
+    advantage = torch.tensor([1.0, -1.0, 0.5, 0.5, -1.0, -1.0])
+    plain, by_prompt = weight_shares(advantage, mask, correct), weight_shares(advantage, mask, correct, group_ids)
+    assert plain["weight/length_wrong_over_right"].item() == pytest.approx(7 / 6)
+    # The last prompt has nothing to compare with.
+    assert by_prompt["weight/length_wrong_over_right"].item() == pytest.approx((4 + 8) / (2 + 8))
+    assert plain["weight/wrong_over_right"] == by_prompt["weight/wrong_over_right"]
+
+
 def test_tokens_of_two_regimes() -> None:
     tokens = torch.tensor([[5, 5, 5, 5, 7, 7, 8]])
     signal = torch.tensor([[-0.1, -0.2, 0.3, 0.4, -0.1, 0.1, 0.9]])

@@ -106,6 +106,30 @@ def test_rows_in_any_order_and_questions_of_unequal_size() -> None:
     assert advantage[4] == advantage[5]
 
 
+def test_a_question_with_one_response_that_costs_all_others_theirs_is_told() -> None:
+    group_ids = torch.cat([torch.arange(4).repeat_interleave(8), torch.tensor([4])])
+    with pytest.warns(UserWarning, match="28 of 33 responses are in no bundle"):
+        assert rows_by_question(group_ids).shape == (5, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows_by_question(torch.arange(4).repeat_interleave(5)[:-1])  # 3 of 19, less than a fifth
+
+
+@pytest.mark.parametrize("quantiles", ["track", "batch", "mix"])
+def test_beta_one_leaves_no_score_out(quantiles: str) -> None:
+    """With nothing more on the tail it is the mean objective: A = R − the highest score."""
+    estimator = RiskAdvantage(0.2, 1.0, 0.0, bundle_size=2, quantiles=quantiles)
+    mean = RiskAdvantage(bundle_size=2, measure="mean")
+    for scale in (1.0, 3.0):  # the second rollout lies above all that was tracked
+        seen = rollout(scale * torch.rand(10, 8, generator=torch.Generator().manual_seed(1)))
+        advantage, centred = estimator(seen), mean(seen)
+        assert (advantage <= 0).all()
+        if quantiles == "track":
+            assert advantage.max() == 0
+            torch.testing.assert_close(advantage - advantage.mean(), centred)
+        assert estimator.metrics["risk/mvar"].item() == pytest.approx(estimator.metrics["risk/mean"].item())
+
+
 def test_a_wide_tail_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -179,7 +203,9 @@ def test_centring_and_unit_size() -> None:
 
 def test_bad_settings_are_told() -> None:
     for settings, message in (
-        ({"alpha": 0.8, "beta": 0.2}, "0 < alpha < beta < 1"),
+        ({"alpha": 0.8, "beta": 0.2}, "0 < alpha < beta <= 1"),
+        ({"beta": 1.1}, "0 < alpha < beta <= 1"),
+        ({"beta": 1.0, "measure": "seeking"}, "beta must be below 1"),
         ({"measure": "var"}, "measure is"),
         ({"credit": "all"}, "credit is"),
         ({"quantiles": "none"}, "quantiles is"),

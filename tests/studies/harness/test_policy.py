@@ -1,5 +1,6 @@
 """Reinforcement learning in a study: what is recorded, and that looking changes nothing."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from dynascope.rl.loop import LoopConfig
 from dynascope.rl.presets import preset
 from dynascope.rl.tasks.arithmetic import Arithmetic
 from dynascope.rl.tasks.base_model import BaseModel, base_model
-from dynascope.studies.harness.policy import Evaluation, measure_policy, reinforce
+from dynascope.studies.harness.policy import Evaluation, measure_greedy, measure_policy, reinforce
 
 pytest.importorskip("transformers")
 TASK = Arithmetic((1,))
@@ -60,6 +61,22 @@ def test_the_same_policy_tests_the_same(tmp_path: Path) -> None:
     assert {name: torch.as_tensor(one).tolist() for name, one in first.items()} == {
         name: torch.as_tensor(one).tolist() for name, one in second.items()
     }
+
+
+def test_greedy_answers_are_those_of_the_coldest_policy(tmp_path: Path) -> None:
+    model = base_model(BaseModel(TASK, num_layers=1, width=32, num_heads=2, num_steps=150), 0, tmp_path)
+    told = measure_greedy(model, TASK, Evaluation(64, 16))
+    cold = measure_policy(model, TASK, Evaluation(64, 1), temperature=1e-4)["test/correct"]
+    assert 0 < float(told) == float(cold)
+
+
+def test_the_entropy_of_tests_is_that_of_the_distribution(tmp_path: Path) -> None:
+    model = base_model(SPEC, 0, tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every character is as likely
+    told = measure_policy(model, TASK, Evaluation(8, 4, measures_entropy=True))
+    assert float(told["test/entropy"]) == pytest.approx(math.log(TASK.vocabulary))
+    assert "test/entropy" not in measure_policy(model, TASK, Evaluation(8, 4))
 
 
 def test_an_evaluation_of_nothing_is_refused() -> None:
