@@ -72,6 +72,6 @@ def test_no_prompt_is_told_before_anything_is_trained(name: str) -> None:
 def test_settings_that_go_together_are_checked_together() -> None:
     """Width 48 alone does not fit 5 heads, nor 5 heads the preset's width; 45 and 5 do."""
     study = load_study("cot-pass-at-k")
-    with pytest.raises(ValueError, match="width a multiple of num_heads"):
+    with pytest.raises(ValueError, match="width a multiple of twice num_heads"):
         parse_overrides(study, "smoke", ["num_heads=5"])
     assert parse_overrides(study, "smoke", ["num_heads=5", "width=45"]) == {"num_heads": 5, "width": 45}
