@@ -146,7 +146,7 @@ def try_mechanism(config: Config, model: nn.Module, seed: int, record: StudyReco
     hidden_reward = token_hidden_reward(
         told["hidden"], rollout.tokens, rollout.mask, correct, rollout.group_ids, unembedding=told["unembedding"]
     )
-    mixed = (hidden_reward.tau > -torch.inf)[:, None] & rollout.mask
+    mixed = hidden_reward.is_mixed[:, None] & rollout.mask
     record.add(
         0,
         {
@@ -168,7 +168,7 @@ def mechanism(
     head: nn.Parameter = model.get_output_embeddings().weight  # type: ignore[operator]
     moved = {"head": [head], "all": list(model.parameters())}
     found: dict[str, list[Tensor]] = {f"mechanism/{name}_{sign}": [] for name in moved for sign in ("plus", "minus")}
-    for group in rollout.group_ids[hidden_reward.tau > -torch.inf].unique():
+    for group in rollout.group_ids[hidden_reward.is_mixed].unique():
         rows = rollout.group_ids == group
         own, weights = rollout.select(rows), (advantage[:, None] * rollout.mask)[rows]
         log_probs = score(model, own)["log_probs"]
