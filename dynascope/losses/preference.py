@@ -58,18 +58,23 @@ class PreferencePairs:
 
     @property
     def lengths(self) -> tuple[Tensor, Tensor]:
-        """Numbers of tokens. Raises ValueError where they are missing or below 1."""
+        """Numbers of tokens, or sums of their weights. Raises ValueError where they are missing or negative."""
         if self.chosen_length is None or self.rejected_length is None:
             raise ValueError("this loss counts tokens: give chosen_length and rejected_length")
-        if bool((self.chosen_length < 1).any() | (self.rejected_length < 1).any()):
-            raise ValueError("a response has no tokens; leave such pairs out")
+        if bool((self.chosen_length < 0).any() | (self.rejected_length < 0).any()):
+            raise ValueError("a length is negative; lengths are numbers of tokens, or sums of their weights")
         return self.chosen_length, self.rejected_length
 
     @property
+    def shares(self) -> tuple[Tensor, Tensor]:
+        """What one token counts in the mean of its response: 1 / length; 0 where a mask has left nothing of it."""
+        return tuple(torch.where(one > 0, 1 / one.clamp_min(1e-30), 0.0) for one in self.lengths)  # type: ignore[return-value]
+
+    @property
     def averages(self) -> tuple[Tensor, Tensor]:
-        """Mean log-probability a token of both responses."""
-        chosen, rejected = self.lengths
-        return self.chosen / chosen, self.rejected / rejected
+        """Mean log-probability a token of both responses; 0 where a mask has left nothing of it."""
+        chosen, rejected = self.shares
+        return self.chosen * chosen, self.rejected * rejected
 
 
 PairLoss: TypeAlias = Callable[[PreferencePairs], Float[Tensor, " pairs"]]
@@ -148,8 +153,7 @@ class IPO(MarginLoss):
     def _scales(self, pairs: PreferencePairs) -> tuple[Tensor, Tensor]:
         if not self.is_averaged:
             return torch.ones_like(pairs.chosen), torch.ones_like(pairs.rejected)
-        chosen, rejected = pairs.lengths
-        return 1 / chosen, 1 / rejected
+        return pairs.shares
 
     def _missing(self, pairs: PreferencePairs) -> Tensor:
         (chosen, rejected), scales = pairs.ratios, self._scales(pairs)
@@ -181,8 +185,8 @@ class SimPO(MarginLoss):
         return -F.logsigmoid(self._logit(pairs))
 
     def coefficients(self, pairs: PreferencePairs) -> Coefficients:
-        both, (chosen, rejected) = self.beta * torch.sigmoid(-self._logit(pairs)), pairs.lengths
-        return both / chosen, both / rejected
+        both, (chosen, rejected) = self.beta * torch.sigmoid(-self._logit(pairs)), pairs.shares
+        return both * chosen, both * rejected
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ class CPO(MarginLoss):
     is_averaged: bool = False
 
     def _term(self, pairs: PreferencePairs) -> Tensor:
-        return self.weight / pairs.lengths[0] if self.is_averaged else torch.full_like(pairs.chosen, self.weight)
+        return self.weight * pairs.shares[0] if self.is_averaged else torch.full_like(pairs.chosen, self.weight)
 
     def __call__(self, pairs: PreferencePairs) -> Tensor:
         return -F.logsigmoid(self.beta * (pairs.chosen - pairs.rejected)) - self._term(pairs) * pairs.chosen
@@ -255,14 +259,15 @@ class RRHF(MarginLoss):
     def coefficients(self, pairs: PreferencePairs) -> Coefficients:
         chosen, rejected = pairs.averages
         is_active = (rejected > chosen).to(chosen.dtype)
-        return is_active / pairs.lengths[0] + self.weight, is_active / pairs.lengths[1]
+        return is_active * pairs.shares[0] + self.weight, is_active * pairs.shares[1]
 
 
 @dataclass(frozen=True)
 class ORPO(MarginLoss):
     """−mean log π(y_w) − λ log σ(log odds(y_w) − log odds(y_l)), odds of p = exp(mean log π) (2403.07691).
 
-    Odds are infinite where p = 1; log-probabilities are kept a rounding error below 0.
+    Odds are infinite where p = 1; log-probabilities are kept a rounding error below 0. A response of which a mask has left
+    nothing has even odds.
     """
 
     weight: float = 0.1
@@ -271,15 +276,19 @@ class ORPO(MarginLoss):
         """Both responses' log(1 − p), and the difference of their log-odds."""
         averages = [one.clamp(max=-torch.finfo(one.dtype).eps) for one in pairs.averages]
         others = [torch.log(-torch.expm1(one)) for one in averages]
-        return others[0], others[1], (averages[0] - others[0]) - (averages[1] - others[1])
+        odds = [
+            (average - other) * (length > 0)
+            for average, other, length in zip(averages, others, pairs.lengths, strict=True)
+        ]
+        return others[0], others[1], odds[0] - odds[1]
 
     def __call__(self, pairs: PreferencePairs) -> Tensor:
         return -pairs.averages[0] - self.weight * F.logsigmoid(self._parts(pairs)[2])
 
     def coefficients(self, pairs: PreferencePairs) -> Coefficients:
         not_chosen, not_rejected, odds = self._parts(pairs)
-        pull, (chosen, rejected) = self.weight * torch.sigmoid(-odds), pairs.lengths
-        return (1 + pull * torch.exp(-not_chosen)) / chosen, pull * torch.exp(-not_rejected) / rejected
+        pull, (chosen, rejected) = self.weight * torch.sigmoid(-odds), pairs.shares
+        return (1 + pull * torch.exp(-not_chosen)) * chosen, pull * torch.exp(-not_rejected) * rejected
 
 
 @dataclass(frozen=True)
