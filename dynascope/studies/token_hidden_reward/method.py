@@ -3,8 +3,9 @@
 A small decoder that does sums with written steps rather badly is trained by GRPO. Arms of a sweep differ in p alone: tokens
 that raise the likelihood of right answers are amplified (p above 0), left, or weakened; three do so on GSPO. Others let p go
 from exploring to exploiting, let it hold the entropy, and train on dominant tokens alone, above three thresholds; the rest are
-what the paper and its readers compare with. Before training, the arm without a tilt also tries the mechanism: from the start model, one small step on the tokens with
-positive hidden reward of one prompt, and one on those with negative, and what either does to the right answers of that prompt.
+what the paper and its readers compare with. Before training, the arm without a tilt also tries the mechanism: from the start
+model, one small step on the tokens with positive hidden reward of one prompt, and one on those with negative, and what either
+does to the right answers of that prompt.
 """
 
 from collections.abc import Callable, Iterable, Mapping
