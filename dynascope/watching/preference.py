@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from trl import DPOTrainer
 
@@ -100,6 +101,18 @@ class EntanglementDPOTrainer(LooksAtPairs, DPOTrainer):
             (gradient,) = torch.autograd.grad(loss, tokens)
         finally:
             numbers.update(kept)
-        # The loss is a mean over pairs; a response's coefficient is that of each of its tokens.
-        pull, push = ((gradient * mask).sum(1) / lengths * (len(log_probs) // 2)).chunk(2)
-        return -pull, push
+        return coefficients_of(gradient, mask)
+
+
+def coefficients_of(
+    gradient: Float[Tensor, "sequences positions"], mask: Shaped[Tensor, "sequences positions"]
+) -> Coefficients:
+    """(d_w, d_l) from the gradient of a mean loss over pairs in the log-probabilities of tokens, chosen responses first.
+
+    A response's coefficient is that of each of its tokens, and 0 without any.
+
+    >>> (gradient,) = torch.autograd.grad(loss, token_log_probs, retain_graph=True)
+    >>> coefficients_of(gradient, completion_mask[:, 1:])
+    """
+    pull, push = ((gradient * mask).sum(1) / mask.sum(1).clamp(min=1) * (len(mask) // 2)).chunk(2)
+    return -pull, push
