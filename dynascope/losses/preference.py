@@ -332,7 +332,8 @@ class KTO(MarginLoss):
     """λ_w (1 − σ(β (r_w − z₀))) + λ_l (1 − σ(β (z₀ − r_l))) with log-ratios r (2402.01306), seen pair by pair.
 
     `baseline` is z₀, the divergence from the reference, through which no gradient goes. None estimates it from the batch as the
-    paper does (section 4.1): max(0, mean log-ratio of responses to other prompts than theirs), `PreferencePairs.mismatched`.
+    paper does (section 4.1): max(0, mean log-ratio of responses to other prompts than theirs), `PreferencePairs.mismatched`
+    (`mismatched_responses` makes them).
 
     >>> KTO()(pairs)  # as in `PreferencePairs`
     tensor([1.0125])
