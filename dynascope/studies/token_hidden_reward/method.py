@@ -47,7 +47,7 @@ class Config(SumsConfig):
     lr: float = 1e-4
     """With 5e-4 GRPO itself loses answers of sixteen tries, and what explores forgets its sums."""
     test_problems: int = 256
-    test_every: int = 30
+    test_every: int = 60
     held: float = 0.25
     """Entropy that the arm `holding` aims at, in nats."""
     step_length: float = 1e-3
