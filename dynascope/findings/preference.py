@@ -9,13 +9,11 @@ from dynascope.record import Finding, Piece
 
 CHOSEN, REJECTED, RATIO = "logps/chosen", "logps/rejected", "entanglement/norm_ratio"
 
-REMEDIES = {
-    "fall": "args = DPOConfig(loss_type=['sigmoid', 'sft'], loss_weights=[1.0, 1.0])  # TRL: chosen ones get a pull of their own",
-    "rise": (
-        "from dynascope.losses import PairwiseNormalizedPreference, margin_loss; "
-        "loss = PairwiseNormalizedPreference(margin_loss('dpo'))"
-    ),
-}
+DIRECTIONS = {"fall": -1, "rise": 1}
+REMEDY = (
+    "from dynascope.watching.remedied_dpo import RemediedDPOTrainer as DPOTrainer"
+    "  # TRL's, with gradients of either response equally long"
+)
 
 
 class SynchronizedLogps:
@@ -38,7 +36,7 @@ class SynchronizedLogps:
         self._early: list[tuple[float, float]] = []
         self._recent: list[tuple[float, float]] = []
         self._ratio = np.nan
-        self._streaks = {direction: Streak(self.looks) for direction in REMEDIES}
+        self._streaks = {direction: Streak(self.looks) for direction in DIRECTIONS}
 
     def feed(self, new: Mapping[str, Piece]) -> Iterable[Finding]:
         """At most one finding a direction, at the first of the looks that showed it."""
@@ -61,7 +59,7 @@ class SynchronizedLogps:
         errors = [self._error(early[:, 0]), self._error(early[:, 1])]
         has_grown = margin > self.margin_deviations * self._error(early[:, 0] - early[:, 1])
         is_far = bool((np.abs(change) > self.deviations * np.array(errors)).all())
-        for direction, sign in (("fall", -1), ("rise", 1)):
+        for direction, sign in DIRECTIONS.items():
             is_together = is_far and has_grown and bool((sign * change > 0).all())
             since = self._streaks[direction].fires(is_together, step)
             if since is not None:
@@ -86,7 +84,7 @@ class SynchronizedLogps:
                 f"and {abs(change[1]):.3g} nats) while their margin grew by {margin:.3g}: {told}.{why}"
             ),
             evidence=evidence | ({"norm_ratio": float(self._ratio)} if measured else {}),
-            remedy=REMEDIES[direction],
+            remedy=REMEDY,
             source="2410.13828, section 3; six standard errors of a difference of medians (convention)",
             series=CHOSEN,
         )

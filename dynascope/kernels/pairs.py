@@ -128,11 +128,33 @@ def _refuse_dropout(model: nn.Module) -> None:
 def trained_parameters(model: nn.Module, pattern: str = "") -> dict[str, nn.Parameter]:
     """Trained parameters by name, of those whose name has a match of the regular expression.
 
+    "lora" stands for adapters of that kind (`lora_A`, `lora_B`, …). "last_layer" for the layer that gives the logits: the one
+    that the model calls its output embeddings, or else its last module with trained parameters of its own.
+
     Raises ValueError where there is none.
 
     >>> trained_parameters(model, r"layers\\.11\\.")
     """
-    trained = {name: one for name, one in model.named_parameters() if one.requires_grad and re.search(pattern, name)}
-    if not trained:
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if pattern == "last_layer":
+        last = {id(one) for one in _last_layer(model).parameters()}
+        found = {name: one for name, one in trained.items() if id(one) in last}
+    else:
+        expression = r"\blora_" if pattern == "lora" else pattern
+        found = {name: one for name, one in trained.items() if re.search(expression, name)}
+    if not found:
         raise ValueError(f"no trained parameter's name matches {pattern!r}")
-    return trained
+    return found
+
+
+def _last_layer(model: nn.Module) -> nn.Module:
+    ask = getattr(model, "get_output_embeddings", None)
+    told = None if ask is None else ask()
+    if isinstance(told, nn.Module):
+        return told
+    owners = [
+        module
+        for module in model.modules()
+        if module is not model and any(one.requires_grad for one in module.parameters(recurse=False))
+    ]
+    return owners[-1] if owners else model

@@ -93,7 +93,7 @@ def _split(uses: Sequence[Outer], shape: torch.Size) -> list[tuple[Tensor, ...]]
 
 
 def _gram(one: Outer, two: Outer) -> Float[Tensor, " examples"]:
-    (left, right), (other_left, other_right) = _sides(one), _sides(two)
+    (left, right), (other_left, other_right) = sides(one), sides(two)
     if one.is_lookup and two.is_lookup:
         lefts = (left[:, :, None] == other_left[:, None]).to(right.dtype)
     elif one.is_lookup:
@@ -106,8 +106,11 @@ def _gram(one: Outer, two: Outer) -> Float[Tensor, " examples"]:
     return (lefts * (right @ other_right.transpose(1, 2))).sum((1, 2))
 
 
-def _sides(use: Outer) -> tuple[Tensor, Tensor]:
-    """The factors in the order of the weight's axes."""
+def sides(use: Outer) -> tuple[Tensor, Tensor]:
+    """The factors in the order of the weight's axes.
+
+    >>> left, right = sides(use)
+    """
     return (use.inputs, use.gradients) if use.is_input_first else (use.gradients, use.inputs)
 
 
@@ -140,7 +143,7 @@ def along(uses: Sequence[Use], direction: Tensor) -> Float[Tensor, " examples"]:
         elif use.is_lookup:
             total.append((direction[use.inputs] * use.gradients).sum((1, 2)))
         else:
-            left, right = _sides(use)
+            left, right = sides(use)
             total.append((left @ direction.flatten(1) * right).sum((1, 2)))
     return torch.stack(total).sum(0)
 

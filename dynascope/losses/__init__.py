@@ -13,6 +13,7 @@ from dynascope.losses.disentangled import (
     normalized_weights,
 )
 from dynascope.losses.log_probs import token_log_probs
+from dynascope.losses.mismatched import mismatched_responses
 from dynascope.losses.preference import (
     MARGIN_LOSSES,
     MarginLoss,
@@ -42,6 +43,7 @@ __all__ = [
     "interleaved_sft_loss",
     "margin_loss",
     "masked_pairs",
+    "mismatched_responses",
     "normalized_weights",
     "sft_loss_from_hidden",
     "token_log_probs",

@@ -4,15 +4,19 @@ To first order a step of size η moves log π(y_w) by η (d_w ‖g_w‖² − d_
 η (d_w ⟨g_w, g_l⟩ − d_l ‖g_l‖²). What these remedies choose is (d_w, d_l).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynascope.losses.preference import Coefficients, MarginLoss, PreferencePairs
 
 Squares = Float[Tensor, " pairs"]
+Side: TypeAlias = Sequence[Tensor | None]
+"""A gradient, by parameter."""
 
 
 def normalized_weights(chosen_square: Squares, rejected_square: Squares, weights: Coefficients) -> Coefficients:
@@ -102,7 +106,8 @@ class PairwiseNormalizedPreference:
 
     The batch's two gradients, G_w = mean d_w g_w and G_l = mean d_l g_l, are each brought to the length
     (‖G_w‖ + ‖G_l‖)/2 before they are subtracted. With one pair a batch that is `normalized_weights`; with several it
-    holds for the batch as a whole, at the price of one more backward pass and of one more gradient in memory.
+    holds for the batch as a whole, at the price of one more backward pass and of one more gradient in memory. With several
+    processes the batch is that of all of them, and each gets the same gradient, in `DistributedDataParallel` or without.
 
     >>> loss = PairwiseNormalizedPreference(margin_loss("dpo"))
     >>> loss.backward(pairs, model.parameters()); optimizer.step()
@@ -116,13 +121,7 @@ class PairwiseNormalizedPreference:
         trained = [one for one in parameters if one.requires_grad]
         with torch.no_grad():
             value, weights = self.loss(pairs), self.loss.coefficients(pairs)
-        sides = []
-        for log_probs, weight, is_last in ((pairs.chosen, weights[0], False), (pairs.rejected, weights[1], True)):
-            total = (weight.to(log_probs.dtype) * log_probs).mean()
-            sides.append(torch.autograd.grad(total, trained, retain_graph=not is_last, allow_unused=True))
-        norms = [torch.nn.utils.get_total_norm([one for one in side if one is not None]) for side in sides]
-        length = (norms[0] + norms[1]) / 2
-        pull, push = (length * _reciprocal(norm) for norm in norms)
+        sides, (pull, push) = normalized_sides((pairs.chosen, pairs.rejected), weights, trained)
         for parameter, up, down in zip(trained, *sides, strict=True):
             step = _difference(up, down, pull, push)
             if step is not None:
@@ -134,3 +133,37 @@ def _difference(up: Tensor | None, down: Tensor | None, pull: Tensor, push: Tens
     if up is None:
         return None if down is None else -push * down
     return pull * up if down is None else pull * up - push * down
+
+
+def normalized_sides(
+    log_probs: tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]],
+    weights: Coefficients,
+    trained: Sequence[nn.Parameter],
+) -> tuple[tuple[Side, Side], tuple[Float[Tensor, ""], Float[Tensor, ""]]]:
+    """G_w = mean d_w g_w and G_l = mean d_l g_l by parameter, and what brings either to the length (‖G_w‖ + ‖G_l‖)/2.
+
+    With several processes these are means over all of them, so that each scales alike. The graph is kept; a parameter that
+    takes no part has None.
+
+    >>> (up, down), (pull, push) = normalized_sides((pairs.chosen, pairs.rejected), loss.coefficients(pairs), trained)
+    """
+    is_shared = dist.is_available() and dist.is_initialized()
+    sides: list[Side] = [
+        torch.autograd.grad(
+            (weight.to(one.dtype) * one).mean(),
+            trained,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=is_shared,  # all processes sum the same parameters
+        )
+        for one, weight in zip(log_probs, weights, strict=True)
+    ]
+    if is_shared:
+        # Gradients that are asked for do not pass the hooks by which processes share theirs.
+        for gradient in (*sides[0], *sides[1]):
+            assert gradient is not None
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+    norms = [torch.nn.utils.get_total_norm([one for one in side if one is not None]) for side in sides]
+    length = (norms[0] + norms[1]) / 2
+    return (sides[0], sides[1]), (length * _reciprocal(norms[0]), length * _reciprocal(norms[1]))

@@ -6,7 +6,7 @@ the push on the rejected one, d_l = +∂loss/∂log π(y_l). Each loss knows bot
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -25,9 +25,13 @@ class PreferencePairs:
     `reference_chosen` and `reference_rejected` are those of the reference model, for losses that compare with one;
     `chosen_length` and `rejected_length` count tokens, for losses that average over them.
 
+    `mismatched` are log-ratios to the reference of responses that were put to other prompts than their own, any number of
+    them, for KTO's estimate of how far the policy is from the reference.
+
     Raises ValueError for fields of different lengths.
 
-    >>> PreferencePairs(torch.tensor([-12.0]), torch.tensor([-10.0]), torch.tensor([-11.0]), torch.tensor([-9.5])).margin
+    >>> pairs = PreferencePairs(*torch.tensor([[-12.0], [-10.0], [-11.0], [-9.5], [6.0], [4.0]]))
+    >>> pairs.margin
     tensor([-0.5000])
     """
 
@@ -37,10 +41,11 @@ class PreferencePairs:
     reference_rejected: Float[Tensor, " _"] | None = None
     chosen_length: Shaped[Tensor, " _"] | None = None
     rejected_length: Shaped[Tensor, " _"] | None = None
+    mismatched: Float[Tensor, " others"] | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value.shape != self.chosen.shape:
+            if name != "mismatched" and value is not None and value.shape != self.chosen.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, but chosen {tuple(self.chosen.shape)}")
 
     @property
@@ -58,18 +63,23 @@ class PreferencePairs:
 
     @property
     def lengths(self) -> tuple[Tensor, Tensor]:
-        """Numbers of tokens. Raises ValueError where they are missing or below 1."""
+        """Numbers of tokens, or sums of their weights. Raises ValueError where they are missing or negative."""
         if self.chosen_length is None or self.rejected_length is None:
             raise ValueError("this loss counts tokens: give chosen_length and rejected_length")
-        if bool((self.chosen_length < 1).any() | (self.rejected_length < 1).any()):
-            raise ValueError("a response has no tokens; leave such pairs out")
+        if bool((self.chosen_length < 0).any() | (self.rejected_length < 0).any()):
+            raise ValueError("a length is negative; lengths are numbers of tokens, or sums of their weights")
         return self.chosen_length, self.rejected_length
 
     @property
+    def shares(self) -> tuple[Tensor, Tensor]:
+        """What one token counts in the mean of its response: 1 / length; 0 where a mask has left nothing of it."""
+        return tuple(torch.where(one > 0, 1 / one.clamp_min(1e-30), 0.0) for one in self.lengths)  # type: ignore[return-value]
+
+    @property
     def averages(self) -> tuple[Tensor, Tensor]:
-        """Mean log-probability a token of both responses."""
-        chosen, rejected = self.lengths
-        return self.chosen / chosen, self.rejected / rejected
+        """Mean log-probability a token of both responses; 0 where a mask has left nothing of it."""
+        chosen, rejected = self.shares
+        return self.chosen * chosen, self.rejected * rejected
 
 
 PairLoss: TypeAlias = Callable[[PreferencePairs], Float[Tensor, " pairs"]]
@@ -91,8 +101,7 @@ def coefficients_by_autograd(loss: PairLoss, pairs: PreferencePairs) -> Coeffici
 
 
 def _with(pairs: PreferencePairs, chosen: Tensor, rejected: Tensor) -> PreferencePairs:
-    references = pairs.reference_chosen, pairs.reference_rejected
-    return PreferencePairs(chosen, rejected, *references, pairs.chosen_length, pairs.rejected_length)
+    return replace(pairs, chosen=chosen, rejected=rejected)
 
 
 class MarginLoss:
@@ -109,7 +118,11 @@ class MarginLoss:
 
 @dataclass(frozen=True)
 class DPO(MarginLoss):
-    """−log σ(β · margin) (2305.18290). Both responses are pulled alike."""
+    """−log σ(β · margin) (2305.18290). Both responses are pulled alike.
+
+    >>> DPO()(pairs)  # as in `PreferencePairs`
+    tensor([0.7185])
+    """
 
     beta: float = 0.1
 
@@ -123,7 +136,11 @@ class DPO(MarginLoss):
 
 @dataclass(frozen=True)
 class Hinge(MarginLoss):
-    """max(0, 1 − β · margin) (2309.06657, as TRL's DPOTrainer has it)."""
+    """max(0, 1 − β · margin) (2309.06657, as TRL's DPOTrainer has it).
+
+    >>> Hinge()(pairs)  # as in `PreferencePairs`
+    tensor([1.0500])
+    """
 
     beta: float = 0.1
 
@@ -140,6 +157,9 @@ class IPO(MarginLoss):
     """(margin − 1/(2τ))² (2310.12036). Both coefficients are negative once the margin is past its target.
 
     `is_averaged` takes log-ratios a token, which is what TRL's "ipo" does.
+
+    >>> IPO()(pairs)  # as in `PreferencePairs`
+    tensor([30.2500])
     """
 
     tau: float = 0.1
@@ -148,8 +168,7 @@ class IPO(MarginLoss):
     def _scales(self, pairs: PreferencePairs) -> tuple[Tensor, Tensor]:
         if not self.is_averaged:
             return torch.ones_like(pairs.chosen), torch.ones_like(pairs.rejected)
-        chosen, rejected = pairs.lengths
-        return 1 / chosen, 1 / rejected
+        return pairs.shares
 
     def _missing(self, pairs: PreferencePairs) -> Tensor:
         (chosen, rejected), scales = pairs.ratios, self._scales(pairs)
@@ -168,6 +187,9 @@ class SimPO(MarginLoss):
     """−log σ(β (mean log π(y_w) − mean log π(y_l)) − γ), without a reference (2405.14734).
 
     The longer response is pulled less: d_w / d_l = |y_l| / |y_w|.
+
+    >>> SimPO()(pairs)  # as in `PreferencePairs`
+    tensor([0.6931])
     """
 
     beta: float = 2.0
@@ -181,13 +203,17 @@ class SimPO(MarginLoss):
         return -F.logsigmoid(self._logit(pairs))
 
     def coefficients(self, pairs: PreferencePairs) -> Coefficients:
-        both, (chosen, rejected) = self.beta * torch.sigmoid(-self._logit(pairs)), pairs.lengths
-        return both / chosen, both / rejected
+        both, (chosen, rejected) = self.beta * torch.sigmoid(-self._logit(pairs)), pairs.shares
+        return both * chosen, both * rejected
 
 
 @dataclass(frozen=True)
 class RDPO(MarginLoss):
-    """−log σ(β · margin + α (|y_w| − |y_l|)) (2403.19159): lengths move how hard, not which way."""
+    """−log σ(β · margin + α (|y_w| − |y_l|)) (2403.19159): lengths move how hard, not which way.
+
+    >>> RDPO()(pairs)  # as in `PreferencePairs`
+    tensor([0.5334])
+    """
 
     beta: float = 0.1
     alpha: float = 0.2
@@ -206,7 +232,11 @@ class RDPO(MarginLoss):
 
 @dataclass(frozen=True)
 class SLiC(MarginLoss):
-    """max(0, δ − log π(y_w) + log π(y_l)) − λ log π(y_w) (2305.10425)."""
+    """max(0, δ − log π(y_w) + log π(y_l)) − λ log π(y_w) (2305.10425).
+
+    >>> SLiC()(pairs)  # as in `PreferencePairs`
+    tensor([4.2000])
+    """
 
     delta: float = 1.0
     weight: float = 0.1
@@ -225,6 +255,9 @@ class CPO(MarginLoss):
 
     The likelihood term is summed over tokens as in the paper; `is_averaged` divides it by the chosen response's length
     instead, which is nearer to TRL's CPOTrainer (that one averages over all chosen tokens of the batch).
+
+    >>> CPO()(pairs)  # as in `PreferencePairs`
+    tensor([12.7981])
     """
 
     beta: float = 0.1
@@ -232,7 +265,7 @@ class CPO(MarginLoss):
     is_averaged: bool = False
 
     def _term(self, pairs: PreferencePairs) -> Tensor:
-        return self.weight / pairs.lengths[0] if self.is_averaged else torch.full_like(pairs.chosen, self.weight)
+        return self.weight * pairs.shares[0] if self.is_averaged else torch.full_like(pairs.chosen, self.weight)
 
     def __call__(self, pairs: PreferencePairs) -> Tensor:
         return -F.logsigmoid(self.beta * (pairs.chosen - pairs.rejected)) - self._term(pairs) * pairs.chosen
@@ -244,7 +277,11 @@ class CPO(MarginLoss):
 
 @dataclass(frozen=True)
 class RRHF(MarginLoss):
-    """max(0, mean log π(y_l) − mean log π(y_w)) − λ log π(y_w) (2304.05302)."""
+    """max(0, mean log π(y_l) − mean log π(y_w)) − λ log π(y_w) (2304.05302).
+
+    >>> RRHF()(pairs)  # as in `PreferencePairs`
+    tensor([12.])
+    """
 
     weight: float = 1.0
 
@@ -255,14 +292,18 @@ class RRHF(MarginLoss):
     def coefficients(self, pairs: PreferencePairs) -> Coefficients:
         chosen, rejected = pairs.averages
         is_active = (rejected > chosen).to(chosen.dtype)
-        return is_active / pairs.lengths[0] + self.weight, is_active / pairs.lengths[1]
+        return is_active * pairs.shares[0] + self.weight, is_active * pairs.shares[1]
 
 
 @dataclass(frozen=True)
 class ORPO(MarginLoss):
     """−mean log π(y_w) − λ log σ(log odds(y_w) − log odds(y_l)), odds of p = exp(mean log π) (2403.07691).
 
-    Odds are infinite where p = 1; log-probabilities are kept a rounding error below 0.
+    Odds are infinite where p = 1; log-probabilities are kept a rounding error below 0. A response of which a mask has left
+    nothing has even odds.
+
+    >>> ORPO()(pairs)  # as in `PreferencePairs`
+    tensor([2.0452])
     """
 
     weight: float = 0.1
@@ -271,34 +312,48 @@ class ORPO(MarginLoss):
         """Both responses' log(1 − p), and the difference of their log-odds."""
         averages = [one.clamp(max=-torch.finfo(one.dtype).eps) for one in pairs.averages]
         others = [torch.log(-torch.expm1(one)) for one in averages]
-        return others[0], others[1], (averages[0] - others[0]) - (averages[1] - others[1])
+        odds = [
+            (average - other) * (length > 0)
+            for average, other, length in zip(averages, others, pairs.lengths, strict=True)
+        ]
+        return others[0], others[1], odds[0] - odds[1]
 
     def __call__(self, pairs: PreferencePairs) -> Tensor:
         return -pairs.averages[0] - self.weight * F.logsigmoid(self._parts(pairs)[2])
 
     def coefficients(self, pairs: PreferencePairs) -> Coefficients:
         not_chosen, not_rejected, odds = self._parts(pairs)
-        pull, (chosen, rejected) = self.weight * torch.sigmoid(-odds), pairs.lengths
-        return (1 + pull * torch.exp(-not_chosen)) / chosen, pull * torch.exp(-not_rejected) / rejected
+        pull, (chosen, rejected) = self.weight * torch.sigmoid(-odds), pairs.shares
+        return (1 + pull * torch.exp(-not_chosen)) * chosen, pull * torch.exp(-not_rejected) * rejected
 
 
 @dataclass(frozen=True)
 class KTO(MarginLoss):
     """λ_w (1 − σ(β (r_w − z₀))) + λ_l (1 − σ(β (z₀ − r_l))) with log-ratios r (2402.01306), seen pair by pair.
 
-    `baseline` is z₀, the batch's estimate of the divergence from the reference, through which no gradient goes.
+    `baseline` is z₀, the divergence from the reference, through which no gradient goes. None estimates it from the batch as the
+    paper does (section 4.1): max(0, mean log-ratio of responses to other prompts than theirs), `PreferencePairs.mismatched`
+    (`mismatched_responses` makes them).
+
+    >>> KTO()(pairs)  # as in `PreferencePairs`
+    tensor([1.0125])
     """
 
     beta: float = 0.1
-    baseline: float = 0.0
+    baseline: float | None = 0.0
     chosen_weight: float = 1.0
     rejected_weight: float = 1.0
 
     def _values(self, pairs: PreferencePairs) -> tuple[Tensor, Tensor]:
-        chosen, rejected = pairs.ratios
-        return torch.sigmoid(self.beta * (chosen - self.baseline)), torch.sigmoid(
-            self.beta * (self.baseline - rejected)
-        )
+        (chosen, rejected), baseline = pairs.ratios, self._baseline(pairs)
+        return torch.sigmoid(self.beta * (chosen - baseline)), torch.sigmoid(self.beta * (baseline - rejected))
+
+    def _baseline(self, pairs: PreferencePairs) -> Tensor | float:
+        if self.baseline is not None:
+            return self.baseline
+        if pairs.mismatched is None:
+            raise ValueError("KTO with baseline=None needs log-ratios of responses to other prompts: give mismatched")
+        return pairs.mismatched.detach().mean().clamp(min=0)
 
     def __call__(self, pairs: PreferencePairs) -> Tensor:
         chosen, rejected = self._values(pairs)
@@ -311,7 +366,11 @@ class KTO(MarginLoss):
 
 @dataclass(frozen=True)
 class SPPO(MarginLoss):
-    """(r_w − 1/(2β))² + (r_l + 1/(2β))² with log-ratios r, the hard form (2405.00675)."""
+    """(r_w − 1/(2β))² + (r_l + 1/(2β))² with log-ratios r, the hard form (2405.00675).
+
+    >>> SPPO()(pairs)  # as in `PreferencePairs`
+    tensor([56.2500])
+    """
 
     beta: float = 0.1
 
@@ -326,7 +385,11 @@ class SPPO(MarginLoss):
 
 @dataclass(frozen=True)
 class DPOP(MarginLoss):
-    """−log σ(β (margin − λ max(0, log π_ref(y_w) − log π(y_w)))): DPO that minds the chosen response (2402.13228)."""
+    """−log σ(β (margin − λ max(0, log π_ref(y_w) − log π(y_w)))): DPO that minds the chosen response (2402.13228).
+
+    >>> DPOP()(pairs)  # as in `PreferencePairs`
+    tensor([5.0564])
+    """
 
     beta: float = 0.1
     weight: float = 50.0

@@ -73,7 +73,8 @@ def masked_pairs(
 ) -> PreferencePairs:
     """Pairs for any margin loss from log-probabilities token by token, weighted; those of the reference alike.
 
-    Weights of one give the loss itself. Lengths, for losses that average, are the sums of the weights.
+    Weights of one give the loss itself. Lengths, for losses that average, are the sums of the weights, so that means are
+    weighted means; a response whose weights are all 0 has a mean of 0 and no gradient.
 
     >>> loss(masked_pairs(chosen, rejected, *contrastive_token_mask(y_w, y_l, mask_w, mask_l), ref_w, ref_l))
     """

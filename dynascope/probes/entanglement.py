@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -20,11 +20,15 @@ from dynascope.kernels import ntk
 from dynascope.kernels.layerwise import Use, logits_of
 from dynascope.kernels.pairs import reduce_pairs, trained_parameters
 from dynascope.kernels.products import along, inner_products, squared_norms, weighted_inner_products
+from dynascope.kernels.sketches import sketch
 from dynascope.losses import PreferencePairs, coefficients_by_autograd, margin_loss, token_log_probs
 from dynascope.losses.preference import Coefficients, PairLoss
 from dynascope.probes.probe import Need, Probe
 from dynascope.probes.views import ModelView
 from dynascope.record import Series
+
+Method: TypeAlias = Literal["ghost", "two_backward", "sketch"]
+"""How products of gradients are found; see `pair_products`."""
 
 
 class Case(IntEnum):
@@ -45,6 +49,10 @@ class PreferenceBatch:
     """Token ids of pairs: chosen responses in the first half of the rows, rejected ones in the second, as TRL collates.
 
     `mask` marks the tokens of the responses, `attention_mask` all that is not padding (default: everything).
+
+    Raises ValueError for an odd number of sequences, and for a response without tokens.
+
+    >>> PreferenceBatch(inputs["input_ids"], inputs["completion_mask"], inputs["attention_mask"])  # of TRL's DPOTrainer
     """
 
     tokens: Int[Tensor, "sequences positions"]
@@ -110,7 +118,11 @@ def _logits(model: nn.Module, tokens: Tensor, attended: Tensor | None) -> Tensor
 
 @dataclass(frozen=True)
 class PairProducts:
-    """⟨g_w, g_l⟩, ‖g_w‖² and ‖g_l‖² of each pair, a row a parameter, and the log-probabilities that came along."""
+    """⟨g_w, g_l⟩, ‖g_w‖² and ‖g_l‖² of each pair, a row a parameter, and the log-probabilities that came along.
+
+    >>> PairProducts(("all",), torch.tensor([[[3.0], [2.0], [5.0]]])).inner
+    tensor([3.])
+    """
 
     names: tuple[str, ...]
     table: Float[Tensor, "parameters three pairs"]
@@ -153,30 +165,41 @@ def pair_products(
     *,
     parameters: str = "",
     preconditioner: Mapping[str, Tensor] | None = None,
-    method: Literal["ghost", "two_backward"] = "ghost",
+    method: Method = "ghost",
+    sketch_size: int = 4096,
+    seed: int = 0,
 ) -> PairProducts:
     """Products of the gradients of each pair's two log-probabilities, in float64, without these gradients.
 
     Args:
-        parameters: A regular expression that names must match; of a model with LoRA only its trained adapters count
-            anyway, and their geometry is another than the whole model's (at the start, B = 0 and A has no gradient).
+        parameters: A regular expression that names must match, "last_layer" or "lora"; of a model with LoRA only its trained
+            adapters count anyway, and their geometry is another than the whole model's (at the start, B = 0 and A has no
+            gradient).
         preconditioner: By parameter, a diagonal P for ⟨g_w, P g_l⟩ (see `adam_preconditioner`): what a step of an
             optimizer that scales gradients by it does to first order.
         method: "ghost" takes one forward and one backward pass of the whole batch; "two_backward" two a pair, to
-            compare with.
+            compare with. "sketch" is as "ghost", with estimates of the products that are right on average, from `sketch_size`
+            random projections of each parameter's gradients: for long responses, whose exact products are dear.
+        seed: Of the projections.
 
-    Raises ValueError for dropout in training mode, and where no parameter matches.
+    Raises ValueError for dropout in training mode, where no parameter matches, and for a sketch with a preconditioner.
 
     >>> products = pair_products(model.eval(), batch)
     >>> entanglement(products, loss.coefficients(batch.pairs(products.log_probs, reference))).case
     """
+    if method == "sketch" and preconditioner is not None:
+        raise ValueError("method='sketch' has no preconditioner; take method='ghost'")
     trained = trained_parameters(model, parameters)
     shapes = {name: one.shape for name, one in trained.items()}
+    seeds = {name: seed * len(shapes) + place for place, name in enumerate(shapes)}
 
     def three(name: str, chosen: list[Use], rejected: list[Use]) -> Tensor:
         if preconditioner is not None:
             product = partial(weighted_inner_products, weights=preconditioner[name])
             parts = [product(chosen, rejected), product(chosen, chosen), product(rejected, rejected)]
+        elif method == "sketch":
+            one, two = (sketch(side, shapes[name], sketch_size, seeds[name]) for side in (chosen, rejected))
+            parts = [(one * two).sum(1), one.square().sum(1), two.square().sum(1)]
         else:
             shape = shapes[name]
             parts = [
@@ -187,7 +210,8 @@ def pair_products(
         return torch.stack(parts).double()
 
     values = partial(response_log_probs, model, batch)
-    rows, found = reduce_pairs(model, values, batch.num_pairs, three, parameters=trained, method=method)
+    passes: Literal["ghost", "two_backward"] = "two_backward" if method == "two_backward" else "ghost"
+    rows, found = reduce_pairs(model, values, batch.num_pairs, three, parameters=trained, method=passes)
     return PairProducts(tuple(found), torch.stack(list(found.values())), rows)
 
 
@@ -310,7 +334,10 @@ def entanglement(products: PairProducts, weights: Coefficients, lr: float = 1.0)
 
 
 def summarized(geometry: Geometry) -> dict[str, Tensor]:
-    """Means over pairs, by the name that a record knows them by; medians of what may be infinite."""
+    """Means over pairs, by the name that a record knows them by; medians of what may be infinite.
+
+    >>> summarized(entanglement(pair_products(model, batch), weights, lr))["entanglement/cosine"]
+    """
     shares = torch.stack([(geometry.case == case).double().mean() for case in Case])
     return {
         "entanglement/case_share": shares,
@@ -330,7 +357,8 @@ class Entanglement(Probe):
         loss: A margin loss, or any function of `PreferencePairs`.
         reference: Log-probabilities of the reference, (sequences,); by default the model's own at the first look, which
             is where preference training starts.
-        parameters: A regular expression for the parameters that count.
+        parameters: A regular expression for the parameters that count, "last_layer" or "lora".
+        method: As in `pair_products`.
         keeps_weights: Also compare what the update since the last look should have done to first order with what it
             did; for that the weights of the last look are kept, once the model's memory.
 
@@ -390,10 +418,11 @@ class Entanglement(Probe):
         *,
         reference: Float[Tensor, " sequences"] | None = None,
         parameters: str = "",
+        method: Method = "ghost",
         keeps_weights: bool = False,
     ) -> None:
         self.batch, self.loss, self.reference = batch, loss or margin_loss("dpo"), reference
-        self.parameters, self.keeps_weights = parameters, keeps_weights
+        self.parameters, self.method, self.keeps_weights = parameters, method, keeps_weights
         self._before: tuple[dict[str, Tensor], Tensor] | None = None
 
     def coords(self, view: ModelView) -> Mapping[str, Sequence[str]]:
@@ -402,7 +431,7 @@ class Entanglement(Probe):
 
     def measure(self, view: ModelView) -> Mapping[str, Tensor]:
         """One look at the pairs."""
-        products = pair_products(view.model, self.batch, parameters=self.parameters)
+        products = pair_products(view.model, self.batch, parameters=self.parameters, method=self.method)
         assert products.log_probs is not None
         self.reference = products.log_probs if self.reference is None else self.reference
         weights = coefficients_by_autograd(self.loss, self.batch.pairs(products.log_probs, self.reference))

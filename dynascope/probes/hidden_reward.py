@@ -10,6 +10,7 @@ from torch import Tensor
 from dynascope.probes.probe import Need, Probe
 from dynascope.probes.views import ModelView
 from dynascope.record import Series
+from dynascope.rl.advantages import Groups
 from dynascope.rl.hidden_reward import HiddenReward, gwhes, token_hidden_reward
 from dynascope.rl.rollout import Rollout, score
 
@@ -35,9 +36,12 @@ def top_overlap(
 ) -> Float[Tensor, ""]:
     """Share of the tokens with the largest |THR| that are also among those with the highest entropy; `share` by chance.
 
+    NaN where there is no token.
+
     >>> top_overlap(told.thr, entropy, mask)
     """
-    count = max(1, round(share * int(mask.sum())))
+    num = int(mask.sum())
+    count = min(max(1, round(share * num)), num)
     strong, uncertain = thr[mask].abs().topk(count).indices, entropy[mask].topk(count).indices
     return torch.isin(strong, uncertain).float().mean()
 
@@ -68,11 +72,9 @@ def likelihood_displacement(
     >>> before, after = score(old, rollout)["log_probs"], score(model, rollout)["log_probs"]
     >>> likelihood_displacement(before, after, rollout.mask, correct, rollout.group_ids).is_lazy.float().mean()
     """
-    _, index = group_ids.unique(return_inverse=True)
-    num = int(index.max()) + 1
+    groups = Groups.by(group_ids)
     gained = ((after - before) * mask).sum(1) * correct
-    counts = gained.new_zeros(num).index_add(0, index, correct.to(gained.dtype))
-    change = gained.new_zeros(num).index_add(0, index, gained) / counts
+    change = groups.totals(gained) / groups.totals(correct.to(gained.dtype))
     return Displacement(change, change <= eps)
 
 
@@ -110,7 +112,7 @@ class TokenHiddenReward(Probe):
         Series(
             "thr/concentration",
             ("top",),
-            description="Share of all |THR| that the strongest tokens hold.",
+            description="Share of all |THR| that the strongest tokens hold, of prompts with right and wrong answers.",
             coords={"top": [f"{share:.0%}" for share in TOP]},
         ),
         Series(
@@ -147,11 +149,13 @@ class TokenHiddenReward(Probe):
         now, self._before, before = told["log_probs"], told["log_probs"], self._before
         sizes = reward.thr.abs()
         wrong = rollout.mask & ~correct[:, None]
+        # Tokens of prompts that are all right or all wrong have no hidden reward, rather than a weak one.
+        mixed = rollout.mask & reward.is_mixed[:, None]
         measured = {
-            "thr/concentration": concentration(reward.thr, rollout.mask),
-            "thr/histogram": decades(reward.thr, rollout.mask),
+            "thr/concentration": concentration(reward.thr, mixed),
+            "thr/histogram": decades(reward.thr, mixed),
             "thr/positive": reward.thr.clamp(min=0).sum() / sizes.sum(),
-            "thr/entropy_overlap": top_overlap(reward.thr, told["entropy"], rollout.mask),
+            "thr/entropy_overlap": top_overlap(reward.thr, told["entropy"], mixed),
             "thr/shared": (wrong & (reward.thr < -reward.tau.clamp(min=0)[:, None])).sum() / wrong.sum(),
             "thr/at_risk": (gwhes(reward.influence, correct, rollout.group_ids) > 0).float().mean(),
             "thr/log_prob": (now * rollout.mask).sum(1)[correct].mean(),

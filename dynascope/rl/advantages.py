@@ -89,9 +89,13 @@ class Groups:
             )
         return groups
 
+    def totals(self, values: Float[Tensor, " N"]) -> Float[Tensor, " groups"]:
+        """Sums, one a group."""
+        return values.new_zeros(self.num).index_add(0, self.index, values)
+
     def sum(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """The group's sum."""
-        return values.new_zeros(self.num).index_add(0, self.index, values)[self.index]
+        return self.totals(values)[self.index]
 
     def mean(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """The group's mean."""

@@ -5,6 +5,8 @@ unembedding. So what a token does to the right answers P of its prompt is
 
     s_t = Σ_{i ∈ P, k} ⟨g_ik, g_t⟩ ⟨h_ik, h_t⟩ = g_tᵀ M h_t,     M = Σ_{i ∈ P, k} g_ik h_ikᵀ  (vocabulary × width),
 
+over the square of the temperature, whose reciprocal each of the two gradients carries (log π of logits W h / temperature);
+
 and its hidden reward is the sign of its advantage times that: positive where the update makes right answers likelier,
 negative where it makes them rarer, as when a wrong answer is punished for the right steps in it (2505.18830).
 
@@ -51,9 +53,14 @@ class HiddenReward:
     """Mean influence over each completion's tokens."""
 
     @property
+    def is_mixed(self) -> Bool[Tensor, " N"]:
+        """Whether the completion's group has both right and wrong answers."""
+        return self.tau > -torch.inf
+
+    @property
     def is_dominant(self) -> Bool[Tensor, "N T"]:
-        """|THR| above the group's threshold."""
-        return self.thr.abs() > self.tau[:, None]
+        """|THR| above the group's threshold; nothing is in groups without both right and wrong answers."""
+        return (self.thr.abs() > self.tau[:, None]) & self.is_mixed[:, None]
 
 
 def token_hidden_reward(
@@ -77,14 +84,16 @@ def token_hidden_reward(
 
     Args:
         hidden: Inputs of the unembedding that predict each token: after the final norm, shifted by one.
-        correct: Right answers, bool; or how much each completion counts as one, from 0 up.
+        correct: Right answers, bool; or how much each completion counts as one, from 0 up: with rewards that are not 0 or
+            1, max(A, 0).
         group_ids: None for completions of one prompt.
         unembedding: Logits are worked out from it a chunk at a time, so none are kept; for heads without bias or capping.
         logits: Instead, before the temperature.
         temperature: Of the distribution that the ratio is about.
         advantage: (N,) or (N, T); by default right answers are trained up and wrong ones down.
         weighting: "sign" multiplies the influence by the advantage's sign. "advantage" by the advantage itself, which
-            makes the sum over tokens the first-order change of Σ log π of right answers by a unit step on Σ A log π.
+            makes the sum over tokens the first-order change of Σ log π of right answers by a unit step on Σ A log π; its
+            threshold is of influences times |A|, so that no scale of A changes what is dominant.
         vocabulary: "group" leaves out the columns of g whose tokens do not occur in the group: an approximation that makes
             the products with M smaller, not the unembedding; "full" is exact.
         normalise: "tokens" divides the influence by the number of right tokens, so that long answers do not count for more.
@@ -94,7 +103,8 @@ def token_hidden_reward(
     Cost: two unembeddings of the tokens of groups with a right answer (one, where all fit in a chunk), and products of the
     same size; memory is chunk × vocabulary, and groups × vocabulary × width up to `MAX_ANCHOR_NUMBERS`.
 
-    Raises ValueError without logits or unembedding, for an impossible setting, and for "advantage" without one.
+    Raises ValueError without logits or unembedding, for an impossible setting, for "advantage" without one, for a token
+    outside the vocabulary, and for a completion that counts less than 0.
 
     >>> told = token_hidden_reward(hidden, tokens, mask, correct, group_ids, unembedding=model.lm_head.weight)
     >>> told.thr[told.is_dominant]
@@ -116,31 +126,42 @@ def token_hidden_reward(
         raise ValueError("weighting='advantage' needs advantage=")
     wide = torch.promote_types(hidden.dtype, torch.float32)
     anchors = correct.to(wide)
+    if bool((anchors < 0).any()):
+        raise ValueError("correct says how much a completion counts as right, from 0 up; clamp advantages at 0")
     ids = torch.zeros_like(mask[:, 0], dtype=torch.long) if group_ids is None else group_ids
     groups = Groups.by(ids)
     index = groups.index
     largest = int(groups.sizes.max())
     seen = _Seen(hidden, tokens, mask, anchors, unembedding, logits, temperature, vocabulary, chunk, largest)
 
+    outside = mask & ((tokens < 0) | (tokens >= seen.size))
+    if bool(outside.any()):
+        raise ValueError(f"token {int(tokens[outside][0])} lies outside the vocabulary of {seen.size}")
+
     with torch.no_grad():
         influence = torch.zeros(mask.shape, dtype=wide, device=mask.device)
         for rows in _blocks(index, anchors, seen.groups_at_once):
             seen.add_influence(rows, influence)
+        influence = influence / temperature**2
         right = anchors > 0
         if normalise == "tokens":
             counts = groups.sum(mask.sum(1) * anchors)
-            influence = influence / counts.clamp(min=1)[:, None]
-        means = influence.sum(1) / mask.sum(1).clamp(min=1)
-        has_contrast = ~groups.is_uniform(right.to(wide))
-        tau = _smallest(means, right & mask.any(1), index, groups.num)[index]
-        tau = (beta * tau).clamp(min=0).masked_fill(~has_contrast, -torch.inf)
+            influence = influence / counts.masked_fill(counts == 0, 1)[:, None]
+        lengths = mask.sum(1).clamp(min=1)
         if advantage is None:
-            sign = torch.where(right, 1.0, -1.0)[:, None].to(wide)
+            weights = torch.where(right, 1.0, -1.0)[:, None].to(wide)
         else:
-            sign = per_token(advantage).to(wide)
-            sign = sign if weighting == "advantage" else sign.sign()
-        thr = (sign * influence * has_contrast[:, None]).masked_fill(~mask, 0.0)
-    return HiddenReward(thr, influence, tau, means)
+            weights = per_token(advantage).to(wide)
+        if weighting == "sign":
+            weights = weights.sign()
+            sized = influence
+        else:
+            sized = influence * weights.abs()
+        has_contrast = ~groups.is_uniform(right.to(wide))
+        tau = _smallest(sized.sum(1) / lengths, right & mask.any(1), index, groups.num)[index]
+        tau = (beta * tau).clamp(min=0).masked_fill(~has_contrast, -torch.inf)
+        thr = (weights * influence * has_contrast[:, None]).masked_fill(~mask, 0.0)
+    return HiddenReward(thr, influence, tau, influence.sum(1) / lengths)
 
 
 def _smallest(values: Tensor, counts: Tensor, index: Tensor, num: int) -> Tensor:
@@ -315,5 +336,4 @@ def gwhes(
     q = groups.mean(correct.to(influence.dtype))
     odds = (q / (1 - q)).sqrt()
     by_completion = influence.sum(1) * torch.where(correct, -1 / odds, odds)
-    by_completion = by_completion.masked_fill((q == 0) | (q == 1), 0.0)
-    return influence.new_zeros(groups.num).index_add(0, groups.index, by_completion)
+    return groups.totals(by_completion.masked_fill((q == 0) | (q == 1), 0.0))

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dynascope.rl.advantages import Groups
@@ -29,25 +29,35 @@ class _Measured:
     vocabulary: Vocabulary = "full"
     normalise: Normalise = "none"
     threshold: float | None = None
-    """Answers count as right by their reward above this; None goes by `correct`."""
+    """Answers count as right by their reward above this; None goes by `anchors`."""
+    anchors: Literal["correct", "advantage"] = "correct"
+    """What makes an answer right: "correct"; or, for rewards that are not 0 or 1, "advantage": as much as max(A, 0)."""
     chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and self.anchors == "advantage":
+            raise ValueError("answers are right by threshold= or by anchors='advantage', not by both")
 
     @property
     def needs(self) -> frozenset[str]:
         """What the policy's own pass over the rollout gives."""
-        return frozenset({"hidden", "unembedding", "tokens"} | ({"correct"} if self.threshold is None else set()))
+        goes_by_correct = self.threshold is None and self.anchors == "correct"
+        return frozenset({"hidden", "unembedding", "tokens"} | ({"correct"} if goes_by_correct else set()))
 
-    def right(self, batch: PolicyBatch) -> Bool[Tensor, " N"]:
-        """Which completions are to become likelier."""
+    def right(self, batch: PolicyBatch, advantage: Tensor) -> Shaped[Tensor, " N"]:
+        """How much each completion counts as one that is to become likelier; True or False where that is all."""
         if self.threshold is not None:
             return batch.rewards > self.threshold
+        if self.anchors == "advantage":
+            total = (per_token(advantage) * batch.mask).sum(1)
+            return (total / batch.mask.sum(1).clamp(min=1)).clamp(min=0)
         assert batch.correct is not None
         return batch.correct
 
     def of(self, batch: PolicyBatch, advantage: Tensor, weighting: Weighting = "sign") -> HiddenReward:
         """The hidden rewards of a rollout; groups that are all right or all wrong are not worked out, and 0."""
-        right = self.right(batch)
-        rows = (~Groups.by(batch.group_ids).is_uniform(right.float())).nonzero().flatten()
+        right = self.right(batch, advantage)
+        rows = (~Groups.by(batch.group_ids).is_uniform((right > 0).float())).nonzero().flatten()
         zero = torch.zeros_like(batch.mask, dtype=torch.float32)
         lowest = torch.full_like(zero[:, 0], -torch.inf)
         if not len(rows):
@@ -151,8 +161,8 @@ class SharedTokenRelief(_Measured):
     """
 
     def __call__(self, advantage: Tensor, batch: PolicyBatch) -> Tensor:
-        right, told = self.right(batch), self.of(batch, advantage)
-        tau = torch.where(told.tau.isfinite(), told.tau, torch.inf)
+        right, told = self.right(batch, advantage) > 0, self.of(batch, advantage)
+        tau = torch.where(told.is_mixed, told.tau, torch.inf)
         return nthr_reweight(advantage, told.influence, right, batch.group_ids, tau)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import trl
 
 from dynascope.findings.preference import CHOSEN, RATIO, REJECTED, SynchronizedLogps
 
@@ -45,16 +46,16 @@ def test_both_falling_is_told_with_its_numbers(told) -> None:  # type: ignore[no
     assert 10 < finding.step < 45  # long before the end
     assert finding.evidence["rejected"] < finding.evidence["chosen"] < 0 < finding.evidence["margin"]
     assert "good answers get rarer" in finding.message
-    assert "sft" in finding.remedy
+    exec(finding.remedy, scope := {})
+    assert issubclass(scope["DPOTrainer"], trl.DPOTrainer)
 
 
 def test_both_rising_is_told(told) -> None:  # type: ignore[no-untyped-def]
     (finding,) = told(SynchronizedLogps, course(90, 60))
     assert finding.id == "synchronized-rise"
     assert "bad answers" in finding.message
-    scope: dict[str, object] = {}
-    exec(finding.remedy, scope)
-    assert "loss" in scope
+    exec(finding.remedy, scope := {})
+    assert issubclass(scope["DPOTrainer"], trl.DPOTrainer)
 
 
 def test_the_norms_of_the_gradients_are_told_where_they_were_measured(told) -> None:  # type: ignore[no-untyped-def]

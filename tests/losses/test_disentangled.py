@@ -1,5 +1,9 @@
 """Weights that disentangle: the changes that they give to first order, and the losses that use them."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -110,6 +114,23 @@ def test_normalized_step_of_one_pair_is_the_difference_of_unit_gradients() -> No
     expected = -weight * (up.norm() + down.norm()) / 2 * (up / up.norm() - down / down.norm())
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(loss, margin_loss("dpo")(pairs).mean())
+
+
+def test_two_processes_take_the_step_of_their_pairs_together(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("distributed_normalized.py")
+    ranks = [
+        subprocess.Popen([sys.executable, str(script), str(tmp_path), str(rank)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for one in ranks:
+        _, errors = one.communicate(timeout=240)
+        assert one.returncode == 0, errors[-2000:]
+    torch.manual_seed(0)
+    model, features = nn.Linear(4, 3), torch.randn(6, 4)
+    PairwiseNormalizedPreference(margin_loss("dpo")).backward(pairs_of(model, features), model.parameters())
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, [one.grad for one in model.parameters()])
 
 
 def test_normalized_gradients_add_up_over_calls() -> None:

@@ -101,10 +101,26 @@ def test_some_losses_need_nothing_but_the_two_log_probabilities(name: str) -> No
     assert torch.isfinite(margin_loss(name)(PreferencePairs(tensor(-12), tensor(-10)))).all()
 
 
-def test_responses_without_tokens_are_told() -> None:
+def test_a_response_of_which_nothing_is_left_is_not_pulled() -> None:
     pairs = PreferencePairs(tensor(0), tensor(-10), chosen_length=tensor(0), rejected_length=tensor(4))
-    with pytest.raises(ValueError, match="no tokens"):
-        margin_loss("simpo")(pairs)
+    loss = margin_loss("simpo", beta=2.0, gamma=1.0)
+    # The other's mean is −2.5, so the logit is 2 · 2.5 − 1 = 4.
+    torch.testing.assert_close(loss(pairs), -torch.nn.functional.logsigmoid(tensor(4)))
+    torch.testing.assert_close(loss.coefficients(pairs), (tensor(0), torch.sigmoid(tensor(-4)) / 2))
+
+
+def test_ktos_baseline_is_the_batchs_mean_over_other_prompts_and_never_negative() -> None:
+    numbers = [tensor(-12, -8), tensor(-10, -9), tensor(-11, -9), tensor(-9.5, -9)]
+    for ratios, baseline in ((tensor(0.3, -0.1, 0.4), 0.2), (tensor(-1.0, 0.5), 0.0)):
+        ratios.requires_grad_()
+        seen, told = PreferencePairs(*numbers, mismatched=ratios), margin_loss("kto", baseline=baseline)
+        loss = margin_loss("kto", baseline=None)
+        torch.testing.assert_close(loss(seen), told(seen))
+        assert not loss(seen).requires_grad
+        torch.testing.assert_close(loss.coefficients(seen), told.coefficients(seen))
+        torch.testing.assert_close(coefficients_by_autograd(loss, seen), told.coefficients(seen))
+    with pytest.raises(ValueError, match="other prompts"):
+        margin_loss("kto", baseline=None)(PreferencePairs(*numbers))
 
 
 def test_an_unknown_loss_is_told_with_those_that_there_are() -> None:

@@ -8,6 +8,7 @@ import torch
 from dynascope.losses import (
     PreferencePairs,
     SparseTokenMask,
+    coefficients_by_autograd,
     contrastive_token_mask,
     gradient_contrast_mask,
     margin_loss,
@@ -65,11 +66,12 @@ def test_pairs_of_a_batch_are_apart() -> None:
     assert torch.equal(whole[1], torch.cat([one[1] for one in single]))
 
 
-def test_identical_responses_have_no_gradient_under_the_diff_mask() -> None:
+@pytest.mark.parametrize("name", ["dpo", "simpo", "orpo", "rdpo"])
+def test_identical_responses_have_no_gradient_under_the_diff_mask(name: str) -> None:
     tokens, log_probs = torch.randint(9, (2, 5)), -torch.rand(2, 5)
     sides = log_probs.clone().requires_grad_(), log_probs.clone().requires_grad_()
     masks = contrastive_token_mask(tokens, tokens, torch.ones(2, 5), torch.ones(2, 5))
-    margin_loss("dpo")(masked_pairs(*sides, *masks, log_probs, log_probs)).sum().backward()
+    margin_loss(name)(masked_pairs(*sides, *masks, log_probs, log_probs)).sum().backward()
     assert all(bool((side.grad == 0).all()) for side in sides)
 
 
@@ -80,6 +82,49 @@ def test_a_mask_of_ones_is_no_mask(name: str) -> None:
     sums = [one.sum(1) for one in (chosen, rejected, ref_chosen, ref_rejected)]
     found = masked_pairs(chosen, rejected, torch.ones(3, 5), torch.ones(3, 4), ref_chosen, ref_rejected)
     torch.testing.assert_close(margin_loss(name)(found), margin_loss(name)(PreferencePairs(*sums, *lengths)))
+
+
+AVERAGING = {"simpo": {}, "orpo": {}, "rrhf": {}, "ipo": {"is_averaged": True}, "cpo": {"is_averaged": True}}
+
+
+@pytest.mark.parametrize("name", ["simpo", "orpo", "rrhf", "ipo"])
+@pytest.mark.parametrize(("weight", "size"), [(0.886, 1), (0.05, 10)])
+def test_equal_weights_below_one_leave_means_as_they_are(name: str, weight: float, size: int) -> None:
+    sides = [-torch.rand(3, size) for _ in range(4)]
+    loss, full = margin_loss(name, **AVERAGING[name]), [torch.full((3, size), value) for value in (weight, 1.0)]
+    found, expected = (loss(masked_pairs(*sides[:2], one, one, *sides[2:])) for one in full)
+    if name == "rrhf":  # its likelihood is a sum
+        found, expected = found + weight * sides[0].sum(1), expected + sides[0].sum(1)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_of_a_pure_insertion_only_the_longer_response_is_learnt_from(name: str) -> None:
+    chosen, rejected = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 9, 2, 3]])
+    masks = contrastive_token_mask(chosen, rejected, torch.ones(1, 3), torch.ones(1, 4))
+    sides = [(-torch.rand(1, size) - 0.1).requires_grad_() for size in (3, 4)]
+    pairs = masked_pairs(*sides, *masks, -torch.ones(1, 3), -torch.ones(1, 4))
+    loss = margin_loss(name, **AVERAGING[name])
+    loss(pairs).sum().backward()
+    assert sides[0].grad.tolist() == [[0, 0, 0]]
+    assert (sides[1].grad != 0).tolist() == [[False, name != "rrhf" or sides[1][0, 1] > 0, False, False]]
+    for found, expected in zip(loss.coefficients(pairs), coefficients_by_autograd(loss, pairs), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_odds_of_an_insertion_by_hand() -> None:
+    # p = ½ for the rejected response, even odds for the other: −λ log σ(0 − 0), and push λ σ(0) / (1 − ½)
+    half = torch.log(torch.tensor([0.5]))
+    pairs = PreferencePairs(torch.zeros(1), half, None, None, torch.zeros(1), torch.ones(1))
+    loss = margin_loss("orpo", weight=0.1)
+    torch.testing.assert_close(loss(pairs), 0.1 * torch.log(torch.tensor([2.0])))
+    torch.testing.assert_close(loss.coefficients(pairs), (torch.zeros(1), torch.tensor([0.1])))
+
+
+def test_negative_lengths_are_refused() -> None:
+    ones = torch.ones(1)
+    with pytest.raises(ValueError, match="a length is negative"):
+        _ = PreferencePairs(-ones, -ones, None, None, -ones, ones).averages
 
 
 def test_contrasting_gradients_are_those_against_the_other_response() -> None:

@@ -213,6 +213,49 @@ def test_only_trained_parameters_that_match_count() -> None:
         pair_products(model, batch, parameters="q_proj")
 
 
+def test_sketched_products_are_near_the_exact_ones_and_need_no_gradient() -> None:
+    model, batch = llama().double().eval(), preference_batch()
+    exact = pair_products(model, batch)
+    errors = []
+    for size in (256, 16384):
+        found = pair_products(model, batch, method="sketch", sketch_size=size)
+        assert found.names == exact.names
+        errors.append(((found.inner - exact.inner) / (exact.chosen * exact.rejected).sqrt()).abs().max())
+        torch.testing.assert_close(found.log_probs, exact.log_probs)
+    assert float(errors[1]) < 0.03
+    assert float(errors[1]) < float(errors[0])
+    other = pair_products(model, batch, method="sketch", seed=1)
+    assert not torch.equal(other.table, pair_products(model, batch, method="sketch").table)
+    with pytest.raises(ValueError, match="preconditioner"):
+        pair_products(model, batch, method="sketch", preconditioner={})
+
+
+def test_the_last_layer_and_adapters_have_names_of_their_own() -> None:
+    model, batch = llama().double().eval(), preference_batch()
+    assert pair_products(model, batch, parameters="last_layer").names == ("lm_head.weight",)
+    tied = gpt2().eval()
+    assert pair_products(tied, batch, parameters="last_layer").names == ("transformer.wte.weight",)
+    own = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 4), nn.Linear(4, 11), nn.Identity())
+    assert pair_products(own, batch, parameters="last_layer").names == ("2.weight", "2.bias")
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, 4), nn.Linear(4, 11)
+            self.lora_A, self.lora_B = (
+                nn.ModuleDict({"default": nn.Linear(*size, bias=False)}) for size in ((4, 2), (2, 4))
+            )
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            hidden = self.embed(tokens)
+            return self.head(hidden + self.lora_B["default"](self.lora_A["default"](hidden)))
+
+    names = pair_products(Adapted(), batch, parameters="lora").names
+    assert names == ("lora_A.default.weight", "lora_B.default.weight")
+    with pytest.raises(ValueError, match="'lora'"):
+        pair_products(model, batch, parameters="lora")
+
+
 def test_dropout_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="dropout in training mode"):
         pair_products(gpt2().train(), preference_batch())

@@ -15,6 +15,7 @@ from dynascope.probes.hidden_reward import (
     token_report,
     top_overlap,
 )
+from dynascope.probes.views import ModelView
 from dynascope.rl.hidden_reward import HiddenReward
 from dynascope.rl.rollout import sample
 from dynascope.rl.tasks.arithmetic import CHARACTERS, PAD, STOP, encode
@@ -56,12 +57,35 @@ def test_report_marks_what_is_dominant() -> None:
     assert lines[1].endswith(" " + "-" * 10)
 
 
-def test_on_a_hugging_face_model_under_watch(tmp_path: Path) -> None:
+def test_overlap_of_no_tokens_is_not_a_number() -> None:
+    assert bool(top_overlap(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1, 2).bool()).isnan())
+
+
+def gpt2() -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=len(CHARACTERS), n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=STOP, eos_token_id=STOP
     )
-    model = transformers.GPT2LMHeadModel(config)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def test_prompts_that_are_all_right_dilute_nothing() -> None:
+    model = gpt2().eval()
+    prompts, _ = encode(["47+85=", "12+34="])
+    rollout = sample(model, prompts, num_samples=4, max_new_tokens=6, stop_token=STOP, pad_token=PAD)
+    correct = torch.tensor([True, False, False, False, True, True, True, True])
+    mixed = rollout.group_ids == rollout.group_ids[0]
+    view = ModelView(0, model, (), {}, 0.1)
+    both = TokenHiddenReward(rollout, correct).measure(view)
+    alone = TokenHiddenReward(rollout.select(mixed), correct[mixed]).measure(view)
+    for name in ("thr/concentration", "thr/histogram", "thr/entropy_overlap", "thr/positive"):
+        torch.testing.assert_close(both[name], alone[name])
+    none = TokenHiddenReward(rollout.select(~mixed), correct[~mixed]).measure(view)
+    assert bool(none["thr/concentration"].isnan().all())
+
+
+def test_on_a_hugging_face_model_under_watch(tmp_path: Path) -> None:
+    model = gpt2()
     prompts, _ = encode(["47+85=", "12+34="])
     rollout = sample(model, prompts, num_samples=4, max_new_tokens=6, stop_token=STOP, pad_token=PAD)
     correct = torch.arange(8) % 4 == 0

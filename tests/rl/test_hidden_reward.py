@@ -132,11 +132,63 @@ def test_order_padding_and_scale() -> None:
     assert torch.equal(other.is_dominant, told.is_dominant)
 
 
-def test_temperature_belongs_to_the_distribution() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_at_a_temperature_it_is_the_product_of_gradients_at_the_unembedding(temperature: float) -> None:
+    world, weight = World(), World().unembedding.clone().requires_grad_()
+    scores = (world.hidden @ weight.T / temperature).log_softmax(-1)
+    log_probs = scores.gather(-1, world.tokens[..., None])[..., 0]
+    influence = world.measure(temperature=temperature).influence
+    for row, column in world.mask.nonzero().tolist():
+        right = world.mask & ((world.group_ids == world.group_ids[row]) & world.correct)[:, None]
+        ours, of_right = (
+            torch.autograd.grad(one, weight, retain_graph=True)[0]
+            for one in (log_probs[row, column], log_probs[right].sum())
+        )
+        torch.testing.assert_close(influence[row, column], (ours * of_right).sum())
+
+
+@pytest.mark.parametrize("weighting", ["sign", "advantage"])
+def test_what_is_dominant_does_not_depend_on_the_scale_of_advantages(weighting: str) -> None:
     world = World()
-    told = world.measure(temperature=2.0)
-    flat = world.measure(unembedding=world.unembedding / 2)
-    torch.testing.assert_close(told.influence, flat.influence)
+    by_token = world.advantage[:, None] * torch.rand(9, 5, dtype=torch.float64)
+    for advantage in (world.advantage, by_token):
+        one, ten = (world.measure(advantage=scale * advantage, weighting=weighting) for scale in (1, 10))
+        assert torch.equal(one.is_dominant, ten.is_dominant)
+        assert 0 < int(one.is_dominant.sum()) < int(world.mask.sum())
+
+
+def test_a_threshold_of_weighed_influences_is_their_smallest_mean_over_right_answers() -> None:
+    world = World()
+    told = world.measure(advantage=world.advantage, weighting="advantage")
+    for group in (5, 2):
+        rows = (world.group_ids == group) & world.correct
+        means = told.thr[rows].sum(1) / world.mask[rows].sum(1)
+        torch.testing.assert_close(told.tau[rows], means.min().clamp(min=0).expand(int(rows.sum())))
+
+
+def test_nothing_is_dominant_in_padding_or_where_all_are_right() -> None:
+    told, world = World().measure(), World()
+    assert not bool(told.is_dominant[~world.mask].any())
+    assert not bool(told.is_dominant[world.group_ids == 9].any())
+    assert told.is_mixed.tolist() == [group != 9 for group in world.group_ids.tolist()]
+
+
+def test_answers_that_are_right_in_part_count_in_part() -> None:
+    world = World()
+    shares = torch.tensor([0.5, 0.0, 0.1, 2.0, 0.0, 0.3, 0.0, 0.0, 0.7]).double()
+    weight = world.unembedding.clone().requires_grad_()
+    log_probs = (world.hidden @ weight.T).log_softmax(-1).gather(-1, world.tokens[..., None])[..., 0] * world.mask
+    world.correct = shares
+    told, by_token = world.measure(), world.measure(normalise="tokens")
+    for group in (5, 2):
+        rows = world.group_ids == group
+        right = (log_probs * shares[:, None])[rows].sum()
+        (of_right,) = torch.autograd.grad(right, weight, retain_graph=True)
+        (ours,) = torch.autograd.grad(log_probs[rows][0].sum(), weight, retain_graph=True)
+        torch.testing.assert_close(told.influence[rows][0].sum(), (ours * of_right).sum())
+        counted = (shares[rows] * world.mask[rows].sum(1)).sum()
+        torch.testing.assert_close(by_token.influence[rows], told.influence[rows] / counted)
+    assert bool((told.thr[shares > 0] * told.influence[shares > 0] >= 0).all())
 
 
 def test_normalised_by_tokens_a_repeated_answer_counts_once() -> None:
@@ -213,6 +265,18 @@ def test_what_is_missing_or_impossible_is_told() -> None:
         world.measure(weighting="size")
     with pytest.raises(ValueError, match="needs advantage="):
         world.measure(weighting="advantage")
+    world.tokens[0, 0] = VOCABULARY
+    with pytest.raises(ValueError, match="token 7 lies outside the vocabulary of 7"):
+        world.measure()
+    world.tokens[0, 0] = -100
+    with pytest.raises(ValueError, match="token -100 lies outside"):
+        world.measure(unembedding=None, logits=world.hidden @ world.unembedding.T)
+    world.tokens[0, 0], world.tokens[~world.mask] = 0, -100
+    world.measure()  # padding may be anything
+    world.correct = world.advantage
+    with pytest.raises(ValueError, match="from 0 up"):
+        world.measure()
+    world = World()
     with pytest.raises(ValueError, match="chunk=0"):
         world.measure(chunk=0)
     with pytest.raises(ValueError, match="between -1 and 1"):

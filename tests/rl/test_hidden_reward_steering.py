@@ -89,7 +89,36 @@ def test_on_gspo_each_token_has_its_own_advantage_at_the_sequences_ratio() -> No
 
 def test_baselines() -> None:
     world = World()
-    assert float(positive_only(torch.tensor([-1.0, 2.0]), world.batch()).min()) == 0
+    assert positive_only(torch.tensor([-1.0, 2.0]), world.batch()).tolist() == [0, 2]
+
+
+def test_rewards_that_are_not_binary_anchor_by_their_positive_advantages() -> None:
+    world = World()
+    rewards = torch.tensor([0.9, 0.1, 0.7, 0.4, 0.2, 0.5, 0.0, 0.3, 0.5])
+    seen = world.batch(rewards=rewards, correct=None)
+    advantage = grpo.advantages(seen)
+    slot = HiddenRewardSteering(p=-0.3, anchors="advantage")
+    assert "correct" not in slot.needs
+    world.correct = advantage.clamp(min=0)
+    told = world.measure(advantage=advantage)
+    expected = advantage[:, None] * (1 - 0.3 * told.thr.sign()).float()
+    torch.testing.assert_close(slot(advantage, seen), expected, atol=1e-6, rtol=0)
+    by_token = advantage[:, None].expand(9, 5)
+    torch.testing.assert_close(slot(by_token, seen), expected, atol=1e-6, rtol=0)
+    relieved = SharedTokenRelief(anchors="advantage")(advantage, seen)
+    assert torch.equal(relieved[advantage > 0], by_token[advantage > 0])
+    assert bool((relieved != by_token).any())
+    with pytest.raises(ValueError, match="not by both"):
+        HiddenRewardSteering(anchors="advantage", threshold=0.5)
+
+
+@pytest.mark.parametrize("weighting", ["sign", "advantage"])
+def test_a_scale_of_the_advantages_changes_no_mask(weighting: str) -> None:
+    world = World()
+    slot = HiddenRewardSteering(p=0.0, mask_small=True, weighting=weighting)
+    found = [slot(scale * world.advantage, world.batch()) / scale for scale in (1.0, 10.0)]
+    torch.testing.assert_close(found[1], found[0])
+    assert bool((found[0][world.mask] == 0).any())
 
 
 def test_tokens_are_dropped_at_random_and_anew_in_every_rollout() -> None:

@@ -12,7 +12,7 @@ import trl
 
 import dynascope
 from dynascope.losses import PreferencePairs, margin_loss
-from dynascope.probes.entanglement import Entanglement, PreferenceBatch, response_log_probs
+from dynascope.probes.entanglement import Case, Entanglement, PreferenceBatch, response_log_probs
 from dynascope.watching.callbacks import DynascopeCallback
 from dynascope.watching.preference import EntanglementDPOTrainer
 
@@ -74,6 +74,48 @@ def expect_geometry_and_the_same_training(watched: Any, plain: Any, num_steps: i
     assert len(logged) == num_steps
     assert all(-1 <= entry["entanglement/cosine"] <= 1 for entry in logged)
     assert logged[0]["logps/chosen"] == plain.state.log_history[0]["logps/chosen"]
+    for entry in logged:
+        assert sum(entry[f"entanglement/{case.name.lower()}_share"] for case in Case) == pytest.approx(1)
+    changes = [entry["entanglement/realised_chosen_change"] for entry in logged[1:]]
+    assert len(changes) == num_steps - 1
+    assert all(change != 0 for change in changes)
+
+
+def test_what_the_update_should_have_done_is_told_with_what_it_did(tmp_path: Path) -> None:
+    made = trainer(
+        tmp_path, EntanglementDPOTrainer, entanglement_every=2, entanglement_pairs=4, entanglement_keeps_weights=True,
+        optim="sgd", max_grad_norm=0.0,
+    )  # fmt: skip
+    sums: list[torch.Tensor] = []
+    compute, batch = made.compute_loss, next(iter(made.get_train_dataloader()))
+
+    def watched(model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+        seen = PreferenceBatch(batch["input_ids"], batch["completion_mask"], batch["attention_mask"])
+        sums.append(response_log_probs(model, seen).detach())
+        return compute(model, batch, *args, **more)
+
+    made.compute_loss = watched
+    made.train()
+    told = [entry for entry in made.state.log_history if "entanglement/realised_chosen_change" in entry]
+    assert len(told) == 1  # of the steps 0, 1 and 2 the first is looked at, and seen again at the second
+    chosen, rejected = (sums[1] - sums[0]).chunk(2)
+    for side, change in (("chosen", chosen), ("rejected", rejected)):
+        realised = told[0][f"entanglement/realised_{side}_change"]
+        assert realised == pytest.approx(float(change.mean()), rel=0.02, abs=1e-6)
+        assert told[0][f"entanglement/predicted_{side}_change"] == pytest.approx(realised, rel=0.05)
+
+
+def test_ipo_past_its_target_is_told_as_reversed(tmp_path: Path) -> None:
+    made = trainer(tmp_path, EntanglementDPOTrainer, loss_type="ipo", beta=1000.0, entanglement_pairs=4)
+    inputs = next(iter(made.get_train_dataloader()))
+    batch = PreferenceBatch(inputs["input_ids"], inputs["completion_mask"], inputs["attention_mask"])
+    optimizer = torch.optim.SGD(made.model.parameters(), lr=0.01)
+    for _ in range(3):
+        chosen, rejected = response_log_probs(made.model, batch).chunk(2)
+        optimizer.zero_grad()
+        (rejected - chosen).sum().backward()
+        optimizer.step()
+    assert made._look(made.model, inputs)["entanglement/reversed_share"] == 1
 
 
 @pytest.mark.parametrize(

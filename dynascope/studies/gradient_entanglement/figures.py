@@ -11,9 +11,9 @@ from dynascope.studies.harness import Runs
 
 SUFFIX_NAMES = {f"dpo-{suffix}": f"{suffix} shared tokens" for suffix in SUFFIXES}
 ZOO = {
-    "dpo-8": "DPO", "ipo": "IPO", "simpo": "SimPO", "slic": "SLiC", "cpo": "CPO", "rrhf": "RRHF", "orpo": "ORPO",
-    "kto": "KTO", "sppo": "SPPO", "dpop": "DPOP", "normalized": "normalized", "disentangled": "disentangled",
-    "diff": "diff mask",
+    "dpo-8": "DPO", "hinge": "hinge", "rdpo": "R-DPO", "ipo": "IPO", "simpo": "SimPO", "slic": "SLiC", "cpo": "CPO",
+    "rrhf": "RRHF", "orpo": "ORPO", "kto": "KTO", "sppo": "SPPO", "dpop": "DPOP", "normalized": "normalized",
+    "disentangled": "disentangled", "diff": "diff mask", "sparse": "learnt mask",
 }  # fmt: skip
 
 

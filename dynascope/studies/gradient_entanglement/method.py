@@ -3,7 +3,8 @@
 A small transformer reads a prompt, then a label and a suffix. Chosen and rejected responses differ in the label alone; the
 suffix is random and shared, so that it cannot be learnt and its gradients stay. A short supervised phase teaches labels
 and suffixes; then one margin loss takes plain gradient steps, one pair at a time. Before each step the gradients of the
-pair's two log-probabilities predict how the step moves them; after it, they are evaluated again.
+pair's two log-probabilities predict how the step moves them; after it, they are evaluated again. Remedies are DPO's: other
+weights of the two responses, or weights of tokens, by a diff of the two or learnt with a penalty from the start model's states.
 """
 
 import math
@@ -15,7 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynascope.losses import contrastive_token_mask, disentangled_weights, margin_loss, normalized_weights
+from dynascope.losses import (
+    MarginLoss,
+    PreferencePairs,
+    SparseTokenMask,
+    contrastive_token_mask,
+    disentangled_weights,
+    margin_loss,
+    masked_pairs,
+    normalized_weights,
+    token_log_probs,
+)
 from dynascope.losses.preference import Coefficients
 from dynascope.probes.entanglement import (
     PairProducts,
@@ -51,6 +62,10 @@ class Config:
     """Steps of the preference phase, one pair each."""
     rate: float = 1e-3
     """The learning rate times the larger of the loss's two coefficients at the start, so that no loss takes large steps."""
+    mask_lr: float = 20.0
+    """Of the learnt mask, by plain gradient steps: those of Adam make it vanish before there is a margin to learn from."""
+    mask_penalty: float = 3e-4
+    """Of a token's whole weight in the learnt mask."""
     look_every: int = 32
 
     def __post_init__(self) -> None:
@@ -67,7 +82,7 @@ class Arm:
     loss: str = "dpo"
     suffix: int = 8
     remedy: str = ""
-    """"normalized" or "disentangled" weights, or the "diff" mask; "" is the loss as it is."""
+    """"normalized" or "disentangled" weights, the "diff" mask or the learnt "sparse" one; "" is the loss as it is."""
 
 
 SUFFIXES = (0, 2, 8)
@@ -86,12 +101,17 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (sequences, positions, vocabulary)."""
+        logits: Tensor = self.head(self.hidden(tokens))
+        return logits
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """States before the head (sequences, positions, width)."""
         # A row of positions for each sequence, so that each has gradients of its own.
         hidden = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]).expand_as(tokens))
         for block in self.blocks:
             hidden = block(hidden)
-        logits: Tensor = self.head(self.norm(hidden))
-        return logits
+        normed: Tensor = self.norm(hidden)
+        return normed
 
 
 class _Block(nn.Module):
@@ -134,7 +154,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     pairs = sentiment_suffix(config, arm.suffix, config.num_pairs, generator)
     order = torch.cat([torch.randperm(config.num_pairs, generator=generator) for _ in range(_epochs(config))])
     with torch.no_grad():
-        reference = response_log_probs(model, pairs)
+        reference = tokenwise(model, pairs)
     preference(config, arm, model, pairs, reference, order, record)
     if arm.suffix and not arm.remedy:
         found = token_map(model, pairs.pair(0), parameters="head|blocks.1")
@@ -156,10 +176,15 @@ def supervise(config: Config, suffix: int, model: nn.Module, generator: torch.Ge
         optimizer.step()
 
 
+def tokenwise(model: nn.Module, batch: PreferenceBatch) -> Tensor:
+    """log π of each token (sequences, positions − 1); 0 off the responses."""
+    return token_log_probs(model(batch.tokens), batch.tokens, batch.mask)
+
+
 def preference(
     config: Config,
     arm: Arm,
-    model: nn.Module,
+    model: Transformer,
     pairs: PreferenceBatch,
     reference: Tensor,
     order: Tensor,
@@ -167,10 +192,9 @@ def preference(
 ) -> None:
     """Steps of gradient descent, one pair each, with what they should have done and what they did."""
     parameters = list(model.parameters())
-    loss = margin_loss(arm.loss, **SETTINGS.get(arm.loss, {}))
-    start = loss.coefficients(pairs.pairs(reference, reference))
-    lr = config.rate / torch.cat(start).abs().max()
-    masks = {index: _learnt_tokens(pairs.pair(index), arm) for index in range(config.num_pairs)}
+    loss = loss_of(arm.loss)
+    lr = learning_rate(config.rate, loss, pairs, reference.sum(1))
+    counts = Counts(config, arm, model, pairs)
     predicted: list[Tensor] = []
     realised: list[Tensor] = []
     geometry: list[PairProducts] = []
@@ -187,30 +211,85 @@ def preference(
         if step % config.look_every == 0:
             look(step)
         pair, ref = pairs.pair(index), reference[[index, config.num_pairs + index]]
-        learnt = PreferenceBatch(pair.tokens, masks[index]) if arm.remedy == "diff" else pair
-        log_probs = response_log_probs(model, learnt)
+        weights, tokens = counts.of(index), tokenwise(model, pair)
+        log_probs = (tokens * weights).sum(1)
         sides = list(_gradients(log_probs, parameters))
         products = products_of(*(torch.cat([one.flatten() for one in side])[None].double() for side in sides))
-        pull, push = _weights(arm, products, loss.coefficients(learnt.pairs(log_probs.detach(), ref)))
+        pull, push = _weights(arm, products, loss.coefficients(weighted(tokens.detach(), weights, ref)))
         outcome = entanglement(products, (pull, push), float(lr))
         with torch.no_grad():
             for parameter, up, down in zip(parameters, *sides, strict=True):
                 parameter += lr * (pull[0].float() * up - push[0].float() * down)
-            realised.append(response_log_probs(model, learnt) - log_probs)
+            realised.append((tokenwise(model, pair) * weights).sum(1) - log_probs)
+        counts.learn(index, loss, tokens.detach(), ref)
         predicted.append(torch.cat([outcome.chosen_change, outcome.rejected_change]))
         geometry.append(products)
     look(config.num_steps)
+    if arm.remedy:
+        record.declare(Series("token_weight", ("token",), description="Of chosen responses, mean over pairs."))
+        kept = torch.stack([counts.of(index)[0] for index in range(config.num_pairs)]).mean(0)
+        record.add(config.num_steps, {"token_weight": kept[config.prompt_length - 1 :]})
     _tell(record, config, torch.stack(predicted), torch.stack(realised), geometry)
 
 
-SETTINGS: dict[str, dict[str, Any]] = {"kto": {"baseline": 0.05}}
+def learning_rate(rate: float, loss: MarginLoss, pairs: PreferenceBatch, known: Tensor) -> Tensor:
+    """`rate` over the larger coefficient at the reference and a little below it, where DPOP pulls harder."""
+    seen = [loss.coefficients(pairs.pairs(one, known)) for one in (known, known - 1e-3)]
+    return rate / torch.cat([*seen[0], *seen[1]]).abs().max()
 
 
-def _learnt_tokens(pair: PreferenceBatch, arm: Arm) -> Tensor:
-    if arm.remedy != "diff":
-        return pair.mask
-    tokens, mask = pair.tokens, pair.mask
-    return torch.cat(contrastive_token_mask(tokens[:1], tokens[1:], mask[:1], mask[1:])).long()
+def loss_of(name: str) -> MarginLoss:
+    """A loss with the study's settings."""
+    return margin_loss(name, **SETTINGS.get(name, {}))
+
+
+SETTINGS: dict[str, dict[str, Any]] = {"kto": {"baseline": 0.05}, "dpop": {"weight": 5.0}}
+
+
+class Counts:
+    """How much each token of a pair counts in the margin, (2, positions − 1): by a mask of the pair, or one that learns."""
+
+    def __init__(self, config: Config, arm: Arm, model: Transformer, pairs: PreferenceBatch) -> None:
+        self.pairs, self.is_diff, self.mask = pairs, arm.remedy == "diff", None
+        if arm.remedy == "sparse":
+            self.mask = SparseTokenMask(config.width, penalty=config.mask_penalty)
+            self.optimizer = torch.optim.SGD(self.mask.parameters(), lr=config.mask_lr)
+            with torch.no_grad():
+                states = model.hidden(pairs.tokens)
+            # What all tokens share would move all of their weights together.
+            self.states = states - states[pairs.mask.bool()].mean(0)
+
+    def of(self, index: int) -> Tensor:
+        """Without a gradient."""
+        with torch.no_grad():
+            return self._of(index)
+
+    def _of(self, index: int) -> Tensor:
+        pair = self.pairs.pair(index)
+        mask = pair.mask
+        if self.mask is not None:
+            weights: Tensor = self.mask(self.states[[index, self.pairs.num_pairs + index]], mask)
+            return weights[:, 1:]
+        if self.is_diff:
+            mask = torch.cat(contrastive_token_mask(pair.tokens[:1], pair.tokens[1:], mask[:1], mask[1:]))
+        return mask[:, 1:].float()
+
+    def learn(self, index: int, loss: MarginLoss, tokens: Tensor, reference: Tensor) -> None:
+        """A step of a learnt mask, down the pair's loss and what its weights cost."""
+        if self.mask is None:
+            return
+        self.optimizer.zero_grad()
+        weights = self._of(index)
+        (
+            loss(weighted(tokens, weights, reference)).sum()
+            + self.mask.cost(weights, self.pairs.pair(index).mask[:, 1:])
+        ).backward()
+        self.optimizer.step()
+
+
+def weighted(tokens: Tensor, weights: Tensor, reference: Tensor) -> PreferencePairs:
+    """A pair as a loss sees it, from log-probabilities token by token, (2, positions − 1) each."""
+    return masked_pairs(tokens[:1], tokens[1:], weights[:1], weights[1:], reference[:1], reference[1:])
 
 
 def _gradients(log_probs: Tensor, parameters: list[nn.Parameter]) -> Iterator[tuple[Tensor, ...]]:

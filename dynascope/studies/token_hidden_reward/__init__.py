@@ -21,7 +21,7 @@ study = Study(
         "small": Config(),
         # The paper trains Qwen2.5 models on competition mathematics: 40 steps of 128 prompts, 8 answers each.
         "paper": Config(
-            (3,), num_layers=4, width=256, base_steps=1000, p=0.2, num_steps=40, num_prompts=128, lr=1e-5, test_every=10
+            (3,), num_layers=4, width=256, base_steps=1000, num_steps=40, num_prompts=128, lr=1e-5, test_every=10
         ),
     },
     train=train,

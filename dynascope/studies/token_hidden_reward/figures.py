@@ -1,30 +1,53 @@
 """Figures of `token-hidden-reward`: how concentrated it is, what steps do, what the tilt does to training, and others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import altair as alt
 
+from dynascope.record import Record
 from dynascope.report import Chart, draw
 from dynascope.studies.harness import Runs
-from dynascope.studies.harness.curves import curves, tries
-from dynascope.studies.token_hidden_reward.claims import last_entropy
+from dynascope.studies.harness.curves import curves, mean_lines, tries
+from dynascope.studies.token_hidden_reward.claims import SWEEP, last, last_entropy
+from dynascope.studies.token_hidden_reward.method import ARMS as TILTS
+from dynascope.studies.token_hidden_reward.method import P
 
-ARMS = {"exploit": "p above 0", "neutral": "p = 0 (GRPO)", "explore": "p below 0"}
+ARMS = {"exploit": f"p = {P}", "neutral": "p = 0 (GRPO)", "explore": f"p = -{P}"}
 ALL = ARMS | {
     "turning": "p from below to above 0",
     "holding": "p holds the entropy",
+    "dominant-half": "|THR| above τ/2 only",
     "dominant": "dominant tokens only",
+    "dominant-twice": "|THR| above 2τ only",
+    "gspo": "GSPO",
+    "gspo-exploit": f"GSPO, p = {P}",
+    "gspo-explore": f"GSPO, p = -{P}",
+    "positive-only": "positive advantages only",
+    "random-tokens": "a fifth of tokens dropped",
     "relief": "NTHR",
     "clip-higher": "clip higher",
     "top-entropy": "uncertain tokens only",
     "pass-at-k": "Pass@k mixed",
     "kl-cov": "KL-Cov",
 }
+MEASURES: dict[str, Callable[[Record], float]] = {
+    "greedy": lambda record: last(record, "greedy/correct"),
+    "pass@16": lambda record: last(record, "test/pass_at_k"),
+    "entropy (nats)": last_entropy,
+}
 
 
 def figures(runs: Sequence[Runs]) -> list[Chart]:
-    """Mechanism, concentration, entropy, answers, and what it is compared with."""
-    return [mechanism(runs), concentration(runs), entropy(runs), answers(runs), compared(runs)]
+    """Mechanism, concentration, entropy, right answers' likelihood, answers, the sweep, and what it is compared with."""
+    return [
+        mechanism(runs),
+        concentration(runs),
+        entropy(runs),
+        displacement(runs),
+        answers(runs),
+        sweep(runs),
+        compared(runs),
+    ]
 
 
 def mechanism(runs: Sequence[Runs]) -> Chart:
@@ -94,6 +117,35 @@ def entropy(runs: Sequence[Runs]) -> Chart:
     return draw("The tilt and the entropy", "Of the next token; one line a seed.", rows, chart)
 
 
+def displacement(runs: Sequence[Runs]) -> Chart:
+    """What each step does to the right answers of its rollout."""
+    title, y = "Each step makes right answers likelier", "change of log π of right answers (nats)"
+    return mean_lines(runs, ARMS, "thr/displacement", title=title, y=y, points=True)
+
+
+def sweep(runs: Sequence[Runs]) -> Chart:
+    """Every p at the end: greedy, pass@16 and entropy."""
+    rows = [
+        {"p": TILTS[arm].p, "value": float(measure(records[arm])), "measure": name, "seed": seed}
+        for seed, records in enumerate(runs)
+        for arm in SWEEP
+        if arm in records
+        for name, measure in MEASURES.items()
+    ]
+    chart = (
+        alt.Chart(width=150, height=180)
+        .mark_line(point=True, strokeWidth=1.2)
+        .encode(
+            x=alt.X("p:Q"),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+            detail="seed:N",
+            column=alt.Column("measure:N", title=None, sort=list(MEASURES)),
+        )
+        .resolve_scale(y="independent")
+    )
+    return draw("How far to tilt", "At the end of training; one line a seed.", rows, chart)
+
+
 def answers(runs: Sequence[Runs]) -> Chart:
     """pass@k at the end, mean over seeds."""
     chart = (
@@ -115,17 +167,12 @@ def answers(runs: Sequence[Runs]) -> Chart:
 
 def compared(runs: Sequence[Runs]) -> Chart:
     """Every arm at the end: greedy, pass@16 and entropy."""
-    measures = {
-        "greedy": lambda record: record["greedy/correct"].values[-1],
-        "pass@16": lambda record: record["test/pass_at_k"].values[-1, -1],
-        "entropy (nats)": last_entropy,
-    }
     rows = [
         {"what": what, "value": float(measure(records[arm])), "measure": name}
         for records in runs
         for arm, what in ALL.items()
         if arm in records
-        for name, measure in measures.items()
+        for name, measure in MEASURES.items()
     ]
     chart = (
         alt.Chart(width=150, height=240)
@@ -133,7 +180,7 @@ def compared(runs: Sequence[Runs]) -> Chart:
         .encode(
             x=alt.X("value:Q", title=None, scale=alt.Scale(zero=False)),
             y=alt.Y("what:N", title=None, sort=list(ALL.values())),
-            column=alt.Column("measure:N", title=None, sort=list(measures)),
+            column=alt.Column("measure:N", title=None, sort=list(MEASURES)),
         )
         .resolve_scale(x="independent")
     )
