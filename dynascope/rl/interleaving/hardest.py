@@ -152,7 +152,11 @@ class HardestQuestionBuffer:
 
 
 def gathered(own: list[Any]) -> list[Any]:
-    """The lists of all processes, one after the other in the order of ranks; `own` where there is only one."""
+    """The lists of all processes, one after the other in the order of ranks; `own` where there is only one.
+
+    >>> gathered(["1+2="])
+    ['1+2=']
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return own
     lists: list[Any] = [None] * torch.distributed.get_world_size()

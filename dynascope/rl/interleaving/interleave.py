@@ -105,7 +105,11 @@ def fine_tune(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 keeps a part of the model's weights in each process."""
+    """Whether FSDP2 keeps a part of the model's weights in each process.
+
+    >>> is_sharded(nn.Linear(2, 2))
+    False
+    """
     return any(isinstance(one, FSDPModule) for one in model.modules())
 
 
