@@ -227,7 +227,8 @@ def assert_equivalent(
 ) -> dict[str, float]:
     """Check on your own model that shared prompts change nothing: log-probabilities, and gradients of all parameters.
 
-    The gradients are of a sum with alternating weights; where one of both is missing it counts as 0. Returns the largest differences, relative to the largest entry
+    The gradients are of a sum with alternating weights; a missing one counts as 0. Returns
+    the largest differences, relative to the largest entry
     there is. Gradients that parameters hold stay as they are. Raises AssertionError when one is above `rtol`.
 
     >>> assert_equivalent(model, groups)

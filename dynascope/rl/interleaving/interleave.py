@@ -146,7 +146,7 @@ class Interleaver:
             the second state takes 2 bytes a weight instead of 8.
         buffer: One of your own; the default holds up to 64 batches and gives the newest first.
         recheck: Before a batch is used, so many answers to each of its questions; those solved by now are discarded. 0: none.
-            Not for sharded models, whose processes would have to draw answers of one length.
+            With several processes the first one's answers count. Not for sharded models, of which none can answer alone.
         name: What a problem is called in the buffer and by the source; its prompt by default.
 
     Raises ValueError for a recheck with a sharded model.
@@ -181,6 +181,8 @@ class Interleaver:
         self.budget = DemoBudget(available=source.available)
         self.num_too_long = self.num_solved_meanwhile = 0
         self._name, self._generator = name, torch.Generator().manual_seed(seed)
+        # Its own, as only the first process draws from it.
+        self._of_recheck = torch.Generator().manual_seed(seed)
 
     def __call__(self, step: Step) -> dict[str, Tensor | float]:
         """What follows a step of RL: take in its answers, fine-tune if it is time. Returns what `step` returns."""
@@ -205,8 +207,8 @@ class Interleaver:
     def step(self, number: int) -> dict[str, Tensor | float]:
         """Let in demonstrations that have become ready, and fine-tune if the schedule says so and there are some.
 
-        Returns `demonstrations/step` (1 where a step was taken), `/waiting`, `/used` and `/distinct`, and of a step
-        `/loss`, `/nll`, `/entropy` and `/gradient_norm`.
+        Returns `demonstrations/step` (1 where a step was taken), `/waiting`, `/used` and `/distinct`; how many were refused so
+        far, `/missing`, `/wrong`, `/failed` and `/too_long`; and of a step `/loss`, `/nll`, `/entropy` and `/gradient_norm`.
         """
         self.budget.lap("rl")
         self._take_in(number)
@@ -220,6 +222,9 @@ class Interleaver:
         self.budget.lap(None)
         told |= {"step": float(bool(batch)), "waiting": float(len(self.buffer))}
         told |= {"used": float(self.budget.used), "distinct": float(self.budget.distinct)}
+        refused = self.source.refused
+        told |= {name: float(getattr(refused, name)) for name in ("missing", "wrong", "failed")}
+        told["too_long"] = float(self.num_too_long)
         return {f"demonstrations/{name}": value for name, value in told.items()}
 
     def fine_tune_only(self, number: int, generator: torch.Generator) -> dict[str, Tensor | float]:
@@ -252,8 +257,14 @@ class Interleaver:
             return []
         return batch
 
-    @torch.no_grad()
     def _still_hard(self, entries: Sequence[Entry]) -> list[Entry]:
+        # Answers differ between processes, and all must go on with the same entries.
+        still = set(gathered(self._unsolved(entries) if _rank() == 0 else []))
+        self.num_solved_meanwhile += len(entries) - len(still)
+        return [one for one in entries if one.question in still]
+
+    @torch.no_grad()
+    def _unsolved(self, entries: Sequence[Entry]) -> list[Hashable]:
         problems = [entry.value[0] for entry in entries for _ in range(self.recheck)]
         device = next(self.model.parameters()).device
         prompts, mask = (one.to(device) for one in self.task.prompts(problems[:: self.recheck]))
@@ -265,12 +276,10 @@ class Interleaver:
             max_new_tokens=self.task.max_new_tokens,
             stop_token=self.task.stop_token,
             pad_token=self.task.pad_token,
-            generator=self._generator if device.type == "cpu" else None,
+            generator=self._of_recheck if device.type == "cpu" else None,
         )
         right = torch.tensor(self.task.are_right(problems, self.task.texts(rollout.tokens))).view(-1, self.recheck)
-        still = set(hardest_questions([one.question for one in entries], right.float().mean(1), self._threshold))
-        self.num_solved_meanwhile += len(entries) - len(still)
-        return [one for one in entries if one.question in still]
+        return hardest_questions([one.question for one in entries], right.float().mean(1), self._threshold)
 
     @property
     def _threshold(self) -> float:
@@ -282,6 +291,7 @@ class Interleaver:
             "buffer": self.buffer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self._generator.get_state(),
+            "recheck": self._of_recheck.get_state(),
             "budget": self.budget.state_dict(),
             "counts": [self.num_too_long, self.num_solved_meanwhile],
         }
@@ -291,6 +301,7 @@ class Interleaver:
         self.buffer.load_state_dict(state["buffer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
+        self._of_recheck.set_state(state["recheck"])
         self.budget.load_state_dict(state["budget"])
         self.num_too_long, self.num_solved_meanwhile = state["counts"]
 

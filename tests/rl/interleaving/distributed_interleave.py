@@ -56,6 +56,18 @@ try:
 except ValueError as error:
     refused = str(error)
 
+
+# What each process would find solved differs; the first one's word counts.
+class Contrary(Arithmetic):
+    def are_right(self, problems, completions):  # type: ignore[no-untyped-def]
+        return [(problem.first == 47) == (rank == 0) for problem in problems]
+
+
+careful = Interleaver(alone, Contrary((2,)), Demonstrations(lambda one: one.completion), batch_size=3, recheck=2)
+careful.see(problems, [False] * 3)
+careful._take_in(0)
+kept = [entry.question for entry in careful._still_hard(careful.buffer.pop(0))]
+
 # A checkpoint of the sharded state, each process its own part, goes on as if nothing had been.
 solved = Demonstrations({problem.prompt: problem.completion for problem in problems})
 first, second = (Interleaver(parts, task, solved, batch_size=3, schedule="all", lr=1e-2) for _ in range(2))
@@ -67,7 +79,7 @@ moments = [
     [whole(state["exp_avg"]).sum() for state in one.optimizer.state.values()] for one in (first, second)
 ]  # fmt: skip
 found = {
-    "used": used, "resumed": second.budget.used, "moments": [torch.stack(one) for one in moments],
+    "kept": kept, "used": used, "resumed": second.budget.used, "moments": [torch.stack(one) for one in moments],
     "popped": popped, "after": after, "alone": by_itself, "loss": loss, "loss_alone": loss_alone,
     "sharded": sharded, "loss_sharded": loss_sharded, "refused": refused,
 }  # fmt: skip

@@ -146,6 +146,8 @@ def test_all_processes_hold_the_same_buffer(tmp_path: Path) -> None:
         torch.testing.assert_close(one["sharded"], first["alone"], rtol=1e-5, atol=1e-7)
         assert one["loss_sharded"] == pytest.approx(first["loss_alone"], rel=1e-5)
         assert "set recheck=0" in one["refused"]
+        assert one["kept"] == first["kept"]
+        assert len(one["kept"]) == 2
         assert one["used"] == one["resumed"] == 3
         assert one["moments"][0].abs().sum() > 0
         assert torch.equal(*one["moments"])
