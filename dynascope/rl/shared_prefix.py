@@ -12,6 +12,7 @@ from dynascope.nn.shared_prefix.attention import Backend
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped, warn_of_dropout
 from dynascope.nn.shared_prefix.tree import PrefixTree
+from dynascope.rl.hidden import refuse_changed_logits
 from dynascope.rl.prompt_groups import PromptGroups
 from dynascope.rl.rollout import completion_logits
 
@@ -67,7 +68,7 @@ def grouped_log_probs(
         log_probs, entropies = of_cells(logits, cell_of, targets)
         return _placed(log_probs, entropies, groups.mask)
 
-    _refuse_changed_logits(model)
+    refuse_changed_logits(model)
     head: nn.Module = unwrapped(model).get_output_embeddings()
     hidden = shared_prefix_hidden(model, rows, layout, cells, backend=backend)
 
@@ -134,13 +135,6 @@ def _of_cells(
 def _placed(log_probs: Tensor, entropies: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     log_probs = log_probs.view_as(mask).masked_fill(~mask, 0.0)
     return log_probs, None if entropies is None else entropies.view_as(mask).masked_fill(~mask, 0.0)
-
-
-def _refuse_changed_logits(model: nn.Module) -> None:
-    text = unwrapped(model).config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(text, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"chunk= applies the output head alone, but this model also has {name}; leave chunk out")
 
 
 def prefix_backward(

@@ -235,7 +235,7 @@ def _selected(model: nn.Module, cells: Tensor | None) -> Iterator[None]:
     if cells is None:
         yield
         return
-    with _before_head(model, lambda hidden: hidden.flatten(0, 1)[cells][None]):
+    with before_head(model, lambda hidden: hidden.flatten(0, 1)[cells][None]):
         yield
 
 
@@ -256,13 +256,18 @@ def shared_prefix_hidden(
         caught.append(hidden.flatten(0, 1)[cells])
         return hidden[:1, :1]
 
-    with _before_head(unwrapped(model), catch):
+    with before_head(unwrapped(model), catch):
         shared_prefix_forward(model, rows, layout, **more)
     return caught[0]
 
 
 @contextmanager
-def _before_head(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def before_head(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the output head see what `change` makes of its input. Raises ValueError where the head was never called.
+
+    >>> with before_head(model, lambda hidden: hidden[:, -1:]):
+    ...     last = model(ids).logits
+    """
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     reached: list[bool] = []
 

@@ -14,8 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from dynascope.losses.demonstrations import DemonstrationLoss, interleaved_sft_loss
+from dynascope.losses.demonstrations import DemonstrationLoss, interleaved_sft_loss, sft_loss_from_hidden
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.hidden import completion_hidden
 from dynascope.rl.interleaving.demonstrations import DemoBudget, DemonstrationSource
 from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, gathered, hardest_questions
 from dynascope.rl.interleaving.schedules import Schedule
@@ -51,6 +52,8 @@ class FineTuning:
     max_grad_norm: float = 1.0
     micro_batch: int | None = None
     """Demonstrations at a time, their gradients added up; None takes the whole batch."""
+    chunk: int | None = None
+    """Tokens whose logits exist at a time, which are then worked out twice; None holds all. Not for sharded models."""
 
 
 def fine_tune(
@@ -64,7 +67,8 @@ def fine_tune(
     """One optimizer step on demonstrations; returns `loss`, `nll`, `entropy` and `gradient_norm`.
 
     Under torch.distributed every process is given the whole batch, works out its share, and gradients are summed: for models
-    that are replicated (hand over what DDP wraps), and for those that FSDP2's `fully_shard` spread over all processes.
+    that are replicated (hand over what DDP wraps), and for those that FSDP2's `fully_shard` spread over all processes. Raises
+    ValueError for `how.chunk` with a sharded model, whose head is nowhere whole, or one with a bias or a soft cap behind it.
 
     >>> fine_tune(model, Arithmetic(), [Sum(1, 2)], ["1+2=3>3$"], optimizer)
     """
@@ -74,19 +78,25 @@ def fine_tune(
     optimizer.zero_grad()
     told = torch.zeros(3, device=device)
     count, sharded = _num_processes(), is_sharded(model)
+    head: Any = None if how.chunk is None else model.get_output_embeddings()  # type: ignore[operator]
+    if head is not None and (sharded or getattr(head, "bias", None) is not None):
+        raise ValueError("chunk= applies an output head that is whole and has no bias: leave it out of FineTuning")
     for rows in _shares(len(problems), how.micro_batch or len(problems), keeps_step=sharded):
         # A share that has run out goes through the model all the same, and counts for nothing.
         counted = mask[rows] if len(rows) else torch.zeros_like(mask[:1])
         rows = rows if len(rows) else torch.tensor([0])
-        part = interleaved_sft_loss(
-            completion_logits(model, prompts[rows], prompt_mask[rows], tokens[rows]),
-            tokens[rows],
-            counted,
-            entropy_coef=how.entropy_coef,
-            reduction=how.reduction,
-            num_tokens=mask.sum(),
-            num_sequences=len(problems),
-        )
+        asked = prompts[rows], prompt_mask[rows], tokens[rows]
+        settings: dict[str, Any] = {
+            "entropy_coef": how.entropy_coef,
+            "reduction": how.reduction,
+            "num_tokens": mask.sum(),
+            "num_sequences": len(problems),
+        }
+        if how.chunk is None:
+            part = interleaved_sft_loss(completion_logits(model, *asked), tokens[rows], counted, **settings)
+        else:
+            hidden = completion_hidden(model, *asked)
+            part = sft_loss_from_hidden(hidden, head.weight, tokens[rows], counted, chunk=how.chunk, **settings)
         # What is sharded comes back as a mean over processes.
         (part.loss * count if sharded else part.loss).backward()
         told += torch.stack([part.loss.detach(), part.nll, part.entropy])

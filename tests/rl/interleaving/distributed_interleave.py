@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynascope.rl.interleaving.demonstrations import Demonstrations
-from dynascope.rl.interleaving.hardest import HardestQuestionBuffer
+from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, gathered, hardest_questions
 from dynascope.rl.interleaving.interleave import FineTuning, Interleaver, fine_tune
 from dynascope.rl.tasks.arithmetic import CHARACTERS, Arithmetic, Sum
 
@@ -42,7 +42,8 @@ by_itself, loss_alone = step(alone)
 folder, rank = sys.argv[1], int(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 buffer = HardestQuestionBuffer(3)
-buffer.update([f"{rank}-a", f"{rank}-b", f"{rank}-c"], torch.tensor([[False], [False], [True]]))
+own = hardest_questions([f"{rank}-a", f"{rank}-b", f"{rank}-c"], torch.tensor([0.0, 0.0, 1.0]))
+buffer.put([Entry(question) for question in gathered(own)])
 popped = [entry.question for entry in buffer.pop()]
 after, loss = step(model)
 mesh = init_device_mesh("cpu", (2,))
