@@ -233,21 +233,26 @@ class JudgeReward:
     The label is the column `label` (1 or 2), or that of each `problem`, as the loop hands them over. The referee is
     asked only where the answer is right: elsewhere its word does
     not count. A completion whose answer cannot be read has result 0. `consistency=None` leaves that part out. Raises ValueError
-    for labels that are neither 1 nor 2, and where there are none.
+    for labels that are neither 1 nor 2, and where there are none. `read` gives reasoning and answer of a completion.
 
     >>> reward = JudgeReward(ConsistencyReward(referee))
     >>> GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=comparisons)
     """
 
-    def __init__(self, consistency: ConsistencyReward | None = None, pattern: str = THINK_ANSWER) -> None:
-        self.consistency, self.form = consistency, FormatReward(pattern)
+    def __init__(
+        self,
+        consistency: ConsistencyReward | None = None,
+        pattern: str = THINK_ANSWER,
+        read: Callable[[str], tuple[str, str]] = parse_judgement,
+    ) -> None:
+        self.consistency, self.form, self.read = consistency, FormatReward(pattern), read
         self.__name__ = "judge"
 
     def __call__(
         self,
         completions: Sequence[Any],
         label: Sequence[Any] | None = None,
-        problem: Sequence[Comparison] | None = None,
+        problem: Sequence[Any] | None = None,
         **columns: Any,
     ) -> list[float]:
         if label is None and problem is None:
@@ -256,14 +261,18 @@ class JudgeReward:
         strange = [one for one in labels if str(one) not in ("1", "2")]
         if strange:
             raise ValueError(f"a label says which answer is better, 1 or 2, not {strange[0]!r}")
-        read = [parse_judgement(text) for text in texts_of(completions)]
+        read = [self.read(text) for text in texts_of(completions)]
         result = [float(answer == str(right)) for (_, answer), right in zip(read, labels, strict=True)]
         consistency = [0.0] * len(read)
-        if self.consistency is not None:
-            right_ones = [place for place, right in enumerate(result) if right]
-            told = self.consistency.many([read[place] for place in right_ones])
-            for place, value in zip(right_ones, told, strict=True):
-                consistency[place] = value
+        right_ones = [place for place, right in enumerate(result) if right]
+        about = [problem[place] for place in right_ones] if problem else [None] * len(right_ones)
+        told = self.agreeing([read[place] for place in right_ones], about)
+        for place, value in zip(right_ones, told, strict=True):
+            consistency[place] = value
         parts = (torch.tensor(one) for one in (self.form(completions), result, consistency))
         total: list[float] = compose_rewards(*parts).tolist()
         return total
+
+    def agreeing(self, judgements: Sequence[tuple[str, str]], problems: Sequence[Any]) -> list[float]:
+        """Consistency of right judgements, each of a problem (None where they are not known): by the referee."""
+        return [0.0] * len(judgements) if self.consistency is None else self.consistency.many(judgements)
