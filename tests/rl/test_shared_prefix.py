@@ -128,6 +128,10 @@ def test_dropout_is_warned_of_in_parts_too(tiny_llama: Any, groups: PromptGroups
     tiny_llama.model.norm = torch.nn.Sequential(tiny_llama.model.norm, torch.nn.Dropout(0.1))
     with pytest.warns(UserWarning, match="dropout of 0.1"):
         prefix_backward(tiny_llama.train(), groups, lambda part, rows: part.sum(), size=2)
+    tiny_llama.model.norm[1].p = 0.0
+    tiny_llama.model.layers[0].self_attn.attention_dropout = 0.2
+    with pytest.warns(UserWarning, match="dropout of 0.2"):
+        prefix_backward(tiny_llama, groups, lambda part, rows: part.sum(), size=2)
 
 
 def test_sequences_that_begin_alike_become_groups() -> None:

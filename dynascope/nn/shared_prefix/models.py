@@ -209,8 +209,11 @@ def warn_of_dropout(model: nn.Module) -> None:
 
     >>> warn_of_dropout(model.train())
     """
-    rates = [one.p for one in model.modules() if isinstance(one, nn.Dropout) and one.training and one.p > 0]
-    if rates:
+    layers = [one for one in model.modules() if one.training]
+    rates = [one.p for one in layers if isinstance(one, nn.Dropout)]
+    # What Hugging Face's attention hands to its kernel.
+    rates += [rate for one in layers if isinstance(rate := getattr(one, "attention_dropout", None), float)]
+    if max(rates, default=0.0) > 0:
         warnings.warn(
             f"dropout of {max(rates)} falls differently on shared prompts than on repeated ones: equal in distribution alone; "
             "set it to 0, or use model.eval()",
