@@ -13,7 +13,7 @@ import torch
 from interleaved import medians, tell
 
 from dynascope.losses.demonstrations import interleaved_sft_loss, sft_loss_from_hidden
-from dynascope.rl.interleaving.hardest import HardestQuestionBuffer
+from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, hardest_questions
 
 
 def usual(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ def main() -> None:
 
     def keep_books() -> None:
         buffer = HardestQuestionBuffer(64, max_size=512)
-        buffer.update(questions, correct)
+        buffer.put([Entry(one) for one in hardest_questions(questions, correct.float().mean(1))])
         if buffer.ready():
             buffer.pop()
 

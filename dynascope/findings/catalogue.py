@@ -13,7 +13,7 @@ from dynascope.findings.generalization import DelayedGeneralization, Overfitting
 from dynascope.findings.gradients import DivergencePrecursor, ExplodingGradients, UpdateRatio, VanishingGradients
 from dynascope.findings.loss import LossSpike, Plateau
 from dynascope.findings.policy import NeutralRatios, OneSidedAdvantages
-from dynascope.findings.policy_stability import AdvantageOutliers, OneSidedRewards, RatioExplosion
+from dynascope.findings.policy_stability import AdvantageOutliers, OneSidedRewards, PreClipHides, RatioExplosion
 from dynascope.findings.preference import SynchronizedLogps
 from dynascope.findings.reasoning import GuessingDetector, RewardSaturationDetector
 from dynascope.findings.scan_snap import AttentionSnap
@@ -52,6 +52,7 @@ def all_detectors() -> Sequence[Detector]:
         ConstantFineTuning(),
         GuessingDetector(),
         RatioExplosion(),
+        PreClipHides(),
         AdvantageOutliers(),
         OneSidedRewards(),
         RewardSaturationDetector(),

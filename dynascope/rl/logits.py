@@ -26,7 +26,7 @@ def completion_logits(
     >>> log_probs = completion_logits(model, prompts, prompt_mask, completions).log_softmax(-1)
     """
     width = completions.shape[1]
-    inputs = _inputs(prompts, prompt_mask, completions)
+    inputs = completion_inputs(prompts, prompt_mask, completions)
     logits: Tensor = model(**inputs, use_cache=False, **last_logits(model, width)).logits
     return logits[:, logits.shape[1] - width :]
 
@@ -58,7 +58,7 @@ def group_logits(
 
         return CausalLMOutputWithPast(logits=_by_layers(model, prompts, prompt_mask, completions, group_ids))
 
-    inputs = _inputs(prompts, prompt_mask, completions)
+    inputs = completion_inputs(prompts, prompt_mask, completions)
     settings = last_logits(model, completions.shape[1])
     vars(model)["forward"] = forward
     try:
@@ -68,9 +68,15 @@ def group_logits(
     return logits
 
 
-def _inputs(prompts: Tensor, prompt_mask: Tensor, completions: Tensor) -> dict[str, Tensor]:
+def completion_inputs(
+    prompts: Int[Tensor, "N P"], prompt_mask: Bool[Tensor, "N P"], completions: Int[Tensor, "N T"]
+) -> dict[str, Int[Tensor, "N S"]]:
+    """A model's inputs, by name: prompts and the completions behind them, but for the last token, of which nothing is asked.
+
+    >>> model(**completion_inputs(prompts, prompt_mask, completions), use_cache=False)
+    """
     is_padded = not bool(prompt_mask.all()) if prompts.device.type == "cpu" else True
-    before = completions[:, :-1]  # nothing is asked of the last token
+    before = completions[:, :-1]
     seen = torch.cat([prompt_mask, torch.ones_like(before).bool()], 1) if is_padded else None
     return with_positions(torch.cat([prompts, before], 1), seen)
 

@@ -22,7 +22,7 @@ from dynascope.rl.objective import Metrics, PolicyObjective
 from dynascope.rl.rollout import Rollout, sample, score, unembedding
 from dynascope.rl.scoring import score_by_length
 from dynascope.rl.tasks.rewards import Reward, evaluate_rewards
-from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher, check_vocabulary
+from dynascope.rl.teachers import Teacher, TeacherScorer, check_teacher, check_tokenizer, check_vocabulary
 
 _SCORED = frozenset({"entropy", "logits", "hidden", "unembedding"})
 _CHECKED = 8
@@ -137,6 +137,7 @@ def train(
     for name, other in (("teacher", teacher), ("start model", ref_model)):
         if other is not None:
             check_vocabulary(model, other, name)
+    check_tokenizer(getattr(task, "tokenizer", None), getattr(teacher, "tokenizer", None))
     if "values" in objective.rollout_needs and critic is None:
         critic = LinearCritic(model.get_output_embeddings().weight.shape[1])  # type: ignore[operator]
     is_taught = False
@@ -262,16 +263,19 @@ def known_before(
         if other is None:
             argument = "ref_model" if name == "ref" else name
             raise ValueError(f"this objective needs {', '.join(sorted(own))}: give {argument}=")
-        if name == "teacher" and own == {"teacher_log_probs"}:
-            asked = TeacherScorer(other) if isinstance(other, nn.Module) else other
+        if name == "ref":
+            assert isinstance(other, nn.Module)
+            told = score_by_length(other, rollout, {"logits"} if "ref_logits" in own else ())
+            known |= {f"ref_{one}": value for one, value in told.items() if f"ref_{one}" in own}
+            continue
+        asked = TeacherScorer(other) if isinstance(other, nn.Module) else other
+        if "teacher_log_probs" in own:
             rows = None if batch is None else objective.kept_by_teacher(batch)
             known["teacher_log_probs"] = asked(rollout, rows)
-            continue
-        scored = other.model if isinstance(other, TeacherScorer) else other
-        if not isinstance(scored, nn.Module):
-            raise ValueError("kind='full' compares with the teacher's logits: give a model, or use kind='k2'")
-        told = score_by_length(scored, rollout, {"logits"} if f"{name}_logits" in own else ())
-        known |= {f"{name}_{one}": value for one, value in told.items() if f"{name}_{one}" in own}
+        if "teacher_logits" in own:
+            if not isinstance(asked, TeacherScorer):
+                raise ValueError("kind='full' compares with the teacher's logits: give a model, or use kind='k2'")
+            known["teacher_logits"] = asked.logits(rollout)
     return known
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from dynascope.nn.shared_prefix.grouping import automatic_prefix_groups
 from dynascope.nn.shared_prefix.layout import SharedPrefix
 
 
@@ -81,6 +82,26 @@ class PromptGroups:
         if different:
             raise ValueError(f"pair {different[0] // 2} has two prompts; a pair must share one")
         return cls.of(prompts[::2], completions, 2).to(tokens.device)
+
+    @classmethod
+    def of_sequences(
+        cls, input_ids: Int[Tensor, "N S"], attention_mask: Shaped[Tensor, "N S"], *, min_shared: int = 16
+    ) -> tuple["PromptGroups", Int[Tensor, " N"]]:
+        """From whole sequences of which nobody said where prompts end: what they share counts as prompt, the rest as completion.
+
+        Also gives the row of the batch that each completion had. Raises ValueError as `automatic_prefix_groups` does.
+
+        >>> groups, rows = PromptGroups.of_sequences(torch.tensor([[5, 6, 7], [5, 6, 8]]), torch.ones(2, 3), min_shared=2)
+        >>> groups.completions
+        tensor([[7],
+                [8]])
+        """
+        found = automatic_prefix_groups(input_ids, attention_mask, min_shared=min_shared)
+        own = [ids[seen].tolist() for ids, seen in zip(input_ids, attention_mask.bool(), strict=True)]
+        rows = torch.cat([members for members, _ in found])
+        prompts = [own[int(members[0])][:shared] for members, shared in found]
+        completions = [own[row][shared:] for members, shared in found for row in members.tolist()]
+        return cls.of(prompts, completions, [len(members) for members, _ in found]).to(input_ids.device), rows
 
     def to(self, device: torch.device | str) -> "PromptGroups":
         """The same on a device."""

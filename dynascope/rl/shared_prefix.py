@@ -10,15 +10,19 @@ from torch.utils.checkpoint import checkpoint
 
 from dynascope.nn.shared_prefix.attention import Backend
 from dynascope.nn.shared_prefix.layout import SharedPrefix
-from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped
+from dynascope.nn.shared_prefix.models import shared_prefix_forward, shared_prefix_hidden, unwrapped, warn_of_dropout
 from dynascope.nn.shared_prefix.tree import PrefixTree
+from dynascope.rl.hidden import refuse_changed_logits
 from dynascope.rl.logits import completion_logits
 from dynascope.rl.prompt_groups import PromptGroups
 from dynascope.rl.token_entropy import entropy_of
 
 
 def pays(layout: SharedPrefix) -> bool:
-    """Whether working prompts out once is worth the packing: a quarter of the tokens has to go (measured on CPUs)."""
+    """Whether working prompts out once is worth the packing: a quarter of the tokens has to go (measured on CPUs).
+
+    >>> pays(groups.layout)
+    """
     tokens = int((layout.prompt_lengths * layout.group_sizes).sum() + layout.completion_lengths.sum())
     return int(layout.padding_mask.sum()) <= 0.75 * tokens
 
@@ -65,7 +69,7 @@ def grouped_log_probs(
         log_probs, entropies = of_cells(logits, cell_of, targets)
         return _placed(log_probs, entropies, groups.mask)
 
-    _refuse_changed_logits(model)
+    refuse_changed_logits(model)
     head: nn.Module = unwrapped(model).get_output_embeddings()
     hidden = shared_prefix_hidden(model, rows, layout, cells, backend=backend)
 
@@ -133,13 +137,6 @@ def _placed(log_probs: Tensor, entropies: Tensor | None, mask: Tensor) -> tuple[
     return log_probs, None if entropies is None else entropies.view_as(mask).masked_fill(~mask, 0.0)
 
 
-def _refuse_changed_logits(model: nn.Module) -> None:
-    text = unwrapped(model).config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(text, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"chunk= applies the output head alone, but this model also has {name}; leave chunk out")
-
-
 def prefix_backward(
     model: nn.Module,
     groups: PromptGroups,
@@ -152,7 +149,8 @@ def prefix_backward(
 
     `loss(log_probs, rows)` gets some completions' log-probabilities and their numbers; the whole loss is the sum over all
     calls. A prompt runs once; its keys and values are held as leaves while its completions run behind them in parts, and
-    one backward pass through the prompt ends its group. So memory grows with `size`, not with the group. Exact.
+    one backward pass through the prompt ends its group. So memory grows with `size`, not with the group. Exact, but for
+    dropout, of which it warns.
 
     Raises ValueError under gradient checkpointing, which knows no cache, and for sliding windows.
 
@@ -167,6 +165,7 @@ def prefix_backward(
         raise ValueError("keys and values of a prompt are kept whole, which sliding windows do not want")
     if any(getattr(one, "gradient_checkpointing", False) for one in model.modules()):
         raise ValueError("gradient checkpointing keeps no keys and values: switch it off for prefix_backward")
+    warn_of_dropout(unwrapped(model))
     total = torch.zeros((), device=groups.prompts.device)
     for row, numbers in enumerate(_rows_of_groups(groups.group_sizes)):
         prompt = groups.prompts[row][groups.prompt_mask[row]][None]
@@ -222,7 +221,8 @@ def assert_equivalent(
 ) -> dict[str, float]:
     """Check on your own model that shared prompts change nothing: log-probabilities, and gradients of all parameters.
 
-    The gradients are of a sum with alternating weights. Returns the largest differences, relative to the largest entry
+    The gradients are of a sum with alternating weights; a missing one counts as 0. Returns
+    the largest differences, relative to the largest entry
     there is. Gradients that parameters hold stay as they are. Raises AssertionError when one is above `rtol`.
 
     >>> assert_equivalent(model, groups)
@@ -231,13 +231,13 @@ def assert_equivalent(
     weights = torch.linspace(1.0, -0.7, groups.mask.numel(), device=groups.mask.device).view_as(groups.mask)
     parameters = [one for one in model.parameters() if one.requires_grad]
 
-    def told(share: bool) -> tuple[Tensor, list[Tensor | None]]:
+    def told(share: bool) -> tuple[Tensor, list[Tensor]]:
         log_probs, _ = grouped_log_probs(model, groups, share=share, backend=backend)
-        gradients = torch.autograd.grad((log_probs * weights).sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad((log_probs * weights).sum(), parameters, materialize_grads=True)
         return log_probs.detach(), list(gradients)
 
     (mine, own), (repeated, others) = told(True), told(False)
-    pairs = [(one, other) for one, other in zip(own, others, strict=True) if one is not None and other is not None]
+    pairs = list(zip(own, others, strict=True))
     largest = max(float(other.abs().max()) for _, other in pairs)
     differences = {
         "log_probs": float((mine - repeated).abs().max() / repeated.abs().max()),

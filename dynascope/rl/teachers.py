@@ -1,6 +1,7 @@
 """Teachers for distillation on a policy's own samples: how they are asked, what they say, and whether it arrives (2506.02208)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from dynascope.rl.batch import PolicyBatch
 from dynascope.rl.distillation import teacher_credit
+from dynascope.rl.hidden import completion_hidden
 from dynascope.rl.kl import KLTerm, kl_estimate
 from dynascope.rl.logits import completion_logits
 from dynascope.rl.objective import PolicyObjective
@@ -72,8 +74,11 @@ class TeacherScorer:
         micro_batch: Completions at a time.
         vocabulary: Only these first tokens count, where the teacher's table is padded to more than the policy's.
         top_k: It lists no more than its likeliest tokens, as many servers do; the others are `floored`.
+        chunk: Tokens whose logits exist at a time; None holds those of a whole micro-batch. Not for models that change their
+            logits behind the head.
+        tokenizer: Of the teacher, of Hugging Face's interface, for `check_tokenizer`.
 
-    Raises ValueError for a micro_batch or top_k below 1.
+    Raises ValueError for a micro_batch, top_k or chunk below 1.
 
     >>> train(model, preset("kdrl"), task, optimizer, generator=generator, teacher=TeacherScorer(teacher, micro_batch=8))
     """
@@ -82,10 +87,14 @@ class TeacherScorer:
     micro_batch: int = 64
     vocabulary: int | None = None
     top_k: int | None = None
+    chunk: int | None = None
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        if self.micro_batch < 1 or (self.top_k is not None and self.top_k < 1):
-            raise ValueError(f"micro_batch={self.micro_batch} and top_k={self.top_k} must be at least 1")
+        if min(one for one in (self.micro_batch, self.top_k, self.chunk) if one is not None) < 1:
+            raise ValueError(
+                f"micro_batch={self.micro_batch}, top_k={self.top_k} and chunk={self.chunk} must be at least 1"
+            )
 
     @property
     def size(self) -> int:
@@ -97,25 +106,56 @@ class TeacherScorer:
         """At the rollout's temperature, in float32. Completions that are not in `rows` keep the policy's own."""
         told = rollout.behaviour_log_probs.float().clone()
         places = torch.arange(len(rollout)) if rows is None else rows.nonzero().flatten()
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with self._frozen():
             for some in places.split(self.micro_batch):
                 part = rollout.select(some)
-                logits = completion_logits(self.model, part.prompts, part.prompt_mask, part.tokens)[..., : self.size]
-                logits = logits.float() / rollout.temperature
-                if self.top_k is None:
-                    own = logits.gather(-1, part.tokens[..., None])[..., 0]
-                else:
-                    scores, ids = logits.topk(min(self.top_k, self.size), -1)
-                    own = listed(part.tokens, ids, scores)
-                log_probs = own - logits.logsumexp(-1)
+                pieces = zip(self._logits(part), part.tokens.flatten().split(self._piece(part)), strict=True)
+                log_probs = torch.cat([self._of(logits, tokens) for logits, tokens in pieces])
+                log_probs = log_probs.view_as(part.tokens)
                 if self.top_k is not None:
                     log_probs = floored(log_probs, part.behaviour_log_probs, part.mask)[0]
                 told[some] = log_probs.masked_fill(~part.mask, 0.0)
+        return told
+
+    @torch.no_grad()
+    def logits(self, rollout: Rollout) -> Float[Tensor, "N T vocabulary"]:
+        """The whole distributions at the rollout's temperature, cut to `size` tokens: what kind="full" compares with.
+
+        >>> TeacherScorer(teacher, vocabulary=len(tokenizer)).logits(rollout)
+        """
+        with self._frozen():
+            parts = [rollout.select(some) for some in torch.arange(len(rollout)).split(self.micro_batch)]
+            return torch.cat([torch.cat(list(self._logits(one))).view(*one.tokens.shape, -1) for one in parts])
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
         finally:
             self.model.train(was_training)
-        return told
+
+    def _piece(self, part: Rollout) -> int:
+        return part.tokens.numel() if self.chunk is None else self.chunk
+
+    def _logits(self, part: Rollout) -> Iterator[Tensor]:
+        """Float32, at the temperature, of so many tokens at a time."""
+        asked = self.model, part.prompts, part.prompt_mask, part.tokens
+        if self.chunk is None:
+            yield completion_logits(*asked).flatten(0, 1)[:, : self.size].float() / part.temperature
+            return
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        for hidden in completion_hidden(*asked).flatten(0, 1).split(self.chunk):
+            yield head(hidden)[:, : self.size].float() / part.temperature
+
+    def _of(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        if self.top_k is None:
+            own = logits.gather(-1, tokens[:, None])[:, 0]
+        else:
+            scores, ids = logits.topk(min(self.top_k, self.size), -1)
+            own = listed(tokens[None], ids[None], scores[None])[0]
+        return own - logits.logsumexp(-1)
 
 
 GAPS = (-20.0, -10.0, -5.0, -2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -140,7 +180,9 @@ def watch_teacher(batch: PolicyBatch) -> dict[str, Tensor]:
       `teacher/kl_right`, `teacher/kl_wrong`.
     - `teacher/gap_max`: the largest |R|: beyond 10, clamp.
     - `teacher/floored`: share of tokens with R at `LOWEST` or below: those that the teacher does not list.
-    - `rollout/tokens_per_right`: all tokens over right completions.
+    - `rollout/tokens_per_right`: all tokens over right completions; infinite where none is right.
+
+    Where no completion is right `teacher/kl_right` is NaN, and where all are `teacher/kl_wrong`.
 
     >>> watch_teacher(step.batch)["teacher/gap_max"]
     """
@@ -223,6 +265,25 @@ def check_vocabulary(model: nn.Module, other: object, name: str = "teacher") -> 
     if own != known.size:
         raise ValueError(
             f"the {name} has a vocabulary of {known.size} tokens and the policy one of {own}; they must share it"
+        )
+
+
+def check_tokenizer(own: Any, teacher: Any) -> None:
+    """Raises ValueError where two tokenizers of Hugging Face's interface give one text other numbers; None is not compared.
+
+    Tables of one size may still name other tokens, which `check_vocabulary` cannot see.
+
+    >>> check_tokenizer(task.tokenizer, scorer.tokenizer)
+    """
+    if own is None or teacher is None:
+        return
+    known, other = own.get_vocab(), teacher.get_vocab()
+    different = sorted(token for token in known.keys() | other.keys() if known.get(token) != other.get(token))
+    if different:
+        token = different[0]
+        raise ValueError(
+            f"teacher and policy name {len(different)} tokens differently: {token!r} is number {other.get(token)} for the "
+            f"teacher and {known.get(token)} for the policy; they must share a tokenizer"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynascope.nn.shared_prefix import PrefixTree
+from dynascope.rl import shared_prefix
 from dynascope.rl.prompt_groups import PromptGroups
 from dynascope.rl.shared_prefix import (
     assert_equivalent,
@@ -103,6 +104,47 @@ def test_users_can_check_their_own_model(tiny_llama: Any, groups: PromptGroups) 
     assert max(assert_equivalent(tiny_llama, groups).values()) < 1e-5
     with pytest.raises(AssertionError, match="rtol=1e-12"):
         assert_equivalent(tiny_llama, groups, rtol=1e-12)
+
+
+def test_a_gradient_that_is_missing_on_one_side_counts_as_zero(
+    tiny_llama: Any, groups: PromptGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a backend that lets no gradient reach the queries of one layer."""
+    real = shared_prefix.grouped_log_probs
+    weight = tiny_llama.model.layers[0].self_attn.q_proj.weight
+
+    def cut(model: Any, groups: PromptGroups, *, share: bool, **settings: Any) -> Any:
+        weight.requires_grad_(not share)
+        told = real(model, groups, share=share, **settings)
+        weight.requires_grad_(True)
+        return told
+
+    monkeypatch.setattr(shared_prefix, "grouped_log_probs", cut)
+    with pytest.raises(AssertionError, match="gradients"):
+        assert_equivalent(tiny_llama, groups)
+
+
+def test_dropout_is_warned_of_in_parts_too(tiny_llama: Any, groups: PromptGroups) -> None:
+    tiny_llama.model.norm = torch.nn.Sequential(tiny_llama.model.norm, torch.nn.Dropout(0.1))
+    with pytest.warns(UserWarning, match="dropout of 0.1"):
+        prefix_backward(tiny_llama.train(), groups, lambda part, rows: part.sum(), size=2)
+    tiny_llama.model.norm[1].p = 0.0
+    tiny_llama.model.layers[0].self_attn.attention_dropout = 0.2
+    with pytest.warns(UserWarning, match="dropout of 0.2"):
+        prefix_backward(tiny_llama, groups, lambda part, rows: part.sum(), size=2)
+
+
+def test_sequences_that_begin_alike_become_groups() -> None:
+    ids = torch.tensor([[5, 6, 7, 0], [1, 2, 3, 4], [5, 6, 8, 9]])
+    groups, rows = PromptGroups.of_sequences(ids, ids > 0, min_shared=2)
+    assert groups.group_sizes.tolist() == [1, 2]
+    assert [one[seen].tolist() for one, seen in zip(groups.prompts, groups.prompt_mask, strict=True)] == [
+        [1, 2, 3],
+        [5, 6],
+    ]
+    told = [one[seen].tolist() for one, seen in zip(groups.completions, groups.mask, strict=True)]
+    assert told == [[4], [7], [8, 9]]
+    assert rows.tolist() == [1, 0, 2]
 
 
 def test_little_sharing_does_not_pay() -> None:

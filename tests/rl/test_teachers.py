@@ -18,6 +18,7 @@ from dynascope.rl.tasks.arithmetic import STOP, Arithmetic, encode
 from dynascope.rl.teachers import (
     TeacherScorer,
     check_teacher,
+    check_tokenizer,
     check_vocabulary,
     exact_teacher_kl,
     floored,
@@ -242,3 +243,40 @@ def test_the_check_waits_for_a_token_that_is_kept() -> None:
 def test_what_is_no_teacher_is_told(tiny_llama: Any) -> None:
     with pytest.raises(ValueError, match="a teacher is a model, or knows log-probabilities as a Teacher does, not str"):
         check_vocabulary(tiny_llama, "gpt2")
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_chunk_of_tokens_at_a_time_says_the_same(tiny_llama: Any, top_k: int | None) -> None:
+    rollout, teacher = drawn(tiny_llama), another(tiny_llama)
+    whole = TeacherScorer(teacher, top_k=top_k)(rollout)
+    for chunk in (1, 5, 1000):
+        told = TeacherScorer(teacher, micro_batch=3, top_k=top_k, chunk=chunk)(rollout)
+        torch.testing.assert_close(told, whole, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="at least 1"):
+        TeacherScorer(teacher, chunk=0)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_whole_distributions_of_a_padded_teacher_are_cut(tiny_llama: Any, chunk: int | None) -> None:
+    rollout, teacher = drawn(tiny_llama), another(tiny_llama)
+    size = len(teacher.lm_head.weight)
+    expected = score(teacher, rollout, {"logits"})["logits"]
+    teacher.resize_token_embeddings(size + 8)
+    with torch.no_grad():
+        teacher.lm_head.weight[size:] = 3.0
+    told = TeacherScorer(teacher.train(), micro_batch=3, vocabulary=size, chunk=chunk).logits(rollout)
+    assert told.shape == (*rollout.tokens.shape, size)
+    assert teacher.training
+    torch.testing.assert_close(told, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_tokenizer_of_the_same_size_is_found_out(character_tokenizer: Any) -> None:
+    class Turned:
+        def get_vocab(self) -> dict[str, int]:
+            known = character_tokenizer.get_vocab()
+            return {**known, "1": known["2"], "2": known["1"]}
+
+    check_tokenizer(character_tokenizer, character_tokenizer)
+    check_tokenizer(None, Turned())
+    with pytest.raises(ValueError, match="name 2 tokens differently: '1' is number 3 for the teacher and 2"):
+        check_tokenizer(character_tokenizer, Turned())

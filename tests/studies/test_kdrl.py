@@ -22,8 +22,26 @@ RIGHT = {
     "kdrl-annealed": 0.55,
     "weak-grpo": 0.1,
     "weak-kdrl": 0.4,
+    "sft": 0.3,
+    "kdrl-k3": 0.45,
+    "kdrl-top": 0.3,
+    "kdrl-response": 0.5,
+    "kdrl-group": 0.52,
 }
-NOT = {"grpo": 0.5, "kd-k1": 0.5, "kd-k2": 0.2, "kdrl": 0.4, "kdrl-annealed": 0.3, "weak-grpo": 0.4, "weak-kdrl": 0.1}
+NOT = {
+    "grpo": 0.5,
+    "kd-k1": 0.5,
+    "kd-k2": 0.2,
+    "kdrl": 0.4,
+    "kdrl-annealed": 0.3,
+    "weak-grpo": 0.4,
+    "weak-kdrl": 0.1,
+    "sft": 0.5,
+    "kdrl-k3": 0.5,
+    "kdrl-top": 0.5,
+    "kdrl-response": 0.3,
+    "kdrl-group": 0.3,
+}
 
 
 def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
@@ -32,7 +50,10 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
     return fabricate(
         folder,
         {
-            arm: {"test/correct": np.array([0.2, value + 0.001 * seed * (1 + place % 3)])}
+            arm: {
+                "test/correct": np.array([0.2, value + 0.001 * seed * (1 + place % 3)]),
+                "test/length": np.array([20.0, (18.0 if (arm == "kdrl") == is_effect else 20.0) + 0.01 * seed * place]),
+            }
             for place, (arm, value) in enumerate(end.items())
         },
     )

@@ -1,6 +1,7 @@
 """Each claim of r1-reward tells a world with the effect from one without; the task is what it says; the study runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from every_study import StudyTests
 from fabricated import fabricate
 
 from dynascope.rl.presets import preset
+from dynascope.rl.tasks.arithmetic import encode
 from dynascope.studies import Runs, Verdict, load_study
+from dynascope.studies.r1_reward import method
 from dynascope.studies.r1_reward.judging import Judging, Pair, SumReward
 from dynascope.studies.r1_reward.method import Arm, Config
 
@@ -23,6 +26,7 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
 
     def judge(accuracy: float, consistent: float, vote: float) -> dict[str, Any]:
         ends = {"accuracy": accuracy, "consistent": consistent, "vote": vote}
+        ends |= {"vote_more": vote + 0.05, "format": 0.995} if is_effect else {"vote_more": vote - 0.05, "format": 0.9}
         return {
             f"judge/{name}": np.array([0.5, end + noise * (2 if name == "vote" else 1)]) for name, end in ends.items()
         }
@@ -43,6 +47,8 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
             "easy-filter": easy(2.9, 1.0) if is_effect else easy(4.0, 1.5),
             "reinforce_pp": judge(0.8, 0.6, 0.85) if is_effect else judge(0.8, 0.6, 0.8),
             "both": both,
+            "cold": judge(0.3 if is_effect else 0.8, 0.5, 0.5),
+            "hard": judge(0.85 if is_effect else 0.5, 0.5, 0.5),
             "consistency": paid,
         },
     )
@@ -78,6 +84,20 @@ def test_pairs_have_the_right_result_on_either_side_and_rewards_follow_the_table
     assert SumReward(with_consistency=False)(texts[:2], problem=[pair] * 2) == [1.5, 1.5]
     obvious = Judging(is_obvious=True).draw(50, torch.Generator().manual_seed(0))
     assert all(99 in (one.first, one.second) for one in obvious)
+
+
+def test_hard_pairs_are_those_not_right_at_the_first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, config = Judging(), Config(num_prompts=2)
+    pairs = task.draw(32, torch.Generator().manual_seed(0))
+    said = [
+        [f"00>{pair.label if place % 3 else 3 - pair.label}$"] * 4 if place % 2 else [f"00>{pair.label}$"] * 4
+        for place, pair in enumerate(pairs)
+    ]
+    rollout = SimpleNamespace(tokens=encode([text for four in said for text in four])[0])
+    monkeypatch.setattr(method, "draw_rollout", lambda *_: ([pair for pair in pairs for _ in range(4)], rollout))
+    found = method.hard_pairs(config, torch.nn.Identity(), task)
+    assert found.pairs == tuple(pair for place, pair in enumerate(pairs) if place % 2 and not place % 3)
+    assert set(found.draw(200, torch.Generator().manual_seed(0))) == set(found.pairs)
 
 
 @pytest.mark.parametrize("settings", [{"num_steps": 0}, {"width": 30}, {"num_prompts": 1}])

@@ -26,6 +26,7 @@ def world(folder: Path, seed: int, *, is_effect: bool) -> Runs:
         arms[arm] = {
             "validation/correct": np.array([0.5, (0.8 if is_best else 0.65) + 0.002 * seed]),
             "difficulty/accuracy": np.array([[0, 0.2, 0.5, 0.9], [hardest, 0.3, 0.6, 0.9 - easy_loss]]),
+            "validation/passing": np.array([0.0, hardest]),
             "demonstrations/used": np.array([20.0, 1400.0 if arm == "sft" or not is_effect else 300.0 + seed]),
         }
     return fabricate(folder, arms)

@@ -90,7 +90,11 @@ def choose(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> Backend:
-    """The backend that `auto` takes: by device, size, and what is asked for."""
+    """The backend that `auto` takes: by device, size, and what is asked for.
+
+    >>> choose(query, value, layout, window=128)
+    'dense_mask'
+    """
     if query.device.type == "cuda":
         return "flex"
     if window is not None or soft_cap is not None or layout.shape[1] <= _SMALL:

@@ -40,6 +40,8 @@ def cascade(
 
     What is of one size goes through together, padded to the longest; what is not, stretch by stretch, unless stretches are
     so short that calling the kernel takes longer than its work.
+
+    >>> cascade(query, key, value, layout, scale=query.shape[-1] ** -0.5)
     """
     if isinstance(layout, PrefixTree) or not (layout.is_uniform or layout.mean_stretch < _SHORT):
         many = query.shape[1]

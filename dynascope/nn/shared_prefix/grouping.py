@@ -40,7 +40,11 @@ def automatic_prefix_groups(
 def without_padding(
     input_ids: Int[Tensor, "N S"], mask: Bool[Tensor, "N S"]
 ) -> tuple[Int[Tensor, "N S"], Int[Tensor, " N"]]:
-    """Sequences moved to the left, −1 behind them, and their lengths. Raises ValueError for a row without a token."""
+    """Sequences moved to the left, −1 behind them, and their lengths. Raises ValueError for a row without a token.
+
+    >>> without_padding(torch.tensor([[0, 7, 8]]), torch.tensor([[False, True, True]]))
+    (tensor([[ 7,  8, -1]]), tensor([2]))
+    """
     lengths = mask.sum(1)
     if not bool(lengths.all()):
         raise ValueError("a row has no token; leave it out")
@@ -50,7 +54,12 @@ def without_padding(
 
 
 def sorted_rows(tokens: Int[Tensor, "N S"]) -> Int[Tensor, " N"]:
-    """Row numbers in the order of dictionaries: from the last column to the first, each sort keeps what it finds."""
+    """Row numbers in the order of dictionaries.
+
+    >>> sorted_rows(torch.tensor([[5, 6], [1, 9], [5, 2]]))
+    tensor([1, 2, 0])
+    """
+    # From the last column to the first; each sort keeps what it finds.
     rows = torch.arange(len(tokens), device=tokens.device)
     for column in reversed(range(tokens.shape[1])):
         rows = rows[tokens[rows, column].argsort(stable=True)]
@@ -58,6 +67,10 @@ def sorted_rows(tokens: Int[Tensor, "N S"]) -> Int[Tensor, " N"]:
 
 
 def common_with_the_one_before(tokens: Int[Tensor, "N S"], lengths: Int[Tensor, " N"]) -> Int[Tensor, " N-1"]:
-    """How many first tokens each row but the first has in common with the row before."""
+    """How many first tokens each row but the first has in common with the row before.
+
+    >>> common_with_the_one_before(torch.tensor([[1, 2, 3], [1, 2, 4]]), torch.tensor([3, 3]))
+    tensor([2])
+    """
     agree: Tensor = (tokens[1:] == tokens[:-1]).int().cumprod(1).sum(1)
     return torch.minimum(agree, torch.minimum(lengths[1:], lengths[:-1]))

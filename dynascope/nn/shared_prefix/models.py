@@ -1,6 +1,7 @@
 """Packed rows through models that know nothing of them: Hugging Face's by its attention interface, any other by intercepting
 `F.scaled_dot_product_attention`. No model is copied or changed for good."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ _GROUPED_LAYERS = {"full_attention", "sliding_attention"}
 class SharedPrefixMode(TorchFunctionMode):
     """Within it, every `F.scaled_dot_product_attention` over whole packed rows follows the rule of shared prompts.
 
-    For models of your own: hand them `layout.pack(...)` and `layout.position_ids`. A mask or `is_causal` that the model gives
-    is put aside, as the layout holds both. Raises ValueError for attention dropout, which cannot be the same in both batches.
+    For models of your own: hand them `layout.pack(...)` and `layout.position_ids`. A boolean mask or `is_causal` that the model
+    gives is put aside, as the layout holds both. Raises ValueError for a mask that is added to scores (ALiBi and other biases),
+    and for attention dropout, which cannot be the same in both batches.
 
     >>> with SharedPrefixMode(layout):
     ...     output = model(layout.pack(prompt_ids, completion_ids), positions=layout.position_ids)
@@ -42,6 +44,11 @@ class SharedPrefixMode(TorchFunctionMode):
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         _refuse_dropout(given.get("dropout_p", 0.0))
+        mask = given.get("attn_mask")
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(
+                f"a mask of {mask.dtype} is added to scores, which packed rows do not know: make it boolean, or leave it out"
+            )
         query, key, value = (given[name] for name in ("query", "key", "value"))
         return grouped_attention(query, key, value, self.layout, backend=self.backend, scale=given.get("scale"))
 
@@ -72,8 +79,12 @@ def shared_prefix_forward(
     (1, cells, vocabulary). `position_ids` are for models whose positions have several axes (`layout.positions_behind`). With
     gradient checkpointing, wrap forward and backward in `prefix_sharing`.
 
+    Dropout elsewhere than in attention falls differently in packed rows, so that both batches are equal in distribution alone:
+    of that it warns. A compiled model is compiled anew for what `cells` asks of its head.
+
     Raises ValueError for a model whose attention cannot be reached: other kinds of layers (linear attention, state spaces), a
-    model that does not pass keyword arguments on, attention dropout, or a cache.
+    model that does not pass keyword arguments on (those with ALiBi among them), attention dropout, a cache, the losses of a
+    mixture's router, or a compiled model that does not let `cells` reach its head.
 
     >>> logits = shared_prefix_forward(model, layout.pack(prompt_ids, completion_ids), layout).logits
     """
@@ -86,6 +97,13 @@ def shared_prefix_forward(
         raise ValueError(
             f"layers of kind {', '.join(sorted(kinds))} carry what they saw from one completion to the next"
         )
+    if more.get("output_router_logits", getattr(text, "output_router_logits", False)):
+        raise ValueError(
+            "a router's balancing loss would count a shared prompt once: set output_router_logits=False, and add it yourself"
+        )
+    if not getattr(inner, "_supports_attention_backend", True) or getattr(text, "alibi", False):
+        raise ValueError(_not_reached(inner))
+    warn_of_dropout(inner)
     is_installed = text._attn_implementation == _NAME
     if _runs_layers_again(inner) and not is_installed:
         raise ValueError(
@@ -96,7 +114,9 @@ def shared_prefix_forward(
     # Models take a mask of four dimensions as it is, and so make none from positions that start anew. Attention of any
     # other kind than ours would add it, and not go unnoticed.
     poison = torch.full((len(rows), 1, 1, 1), torch.nan, device=rows.device, dtype=inner.dtype)
-    with _selected(inner, cells), prefix_sharing(inner):
+    # What was compiled while the head had no hook must not be taken for what has one, nor the other way round.
+    with_hooks = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+    with _selected(inner, cells), prefix_sharing(inner), with_hooks:
         output = model(
             input_ids=rows,
             position_ids=layout.position_ids if position_ids is None else position_ids,
@@ -106,9 +126,7 @@ def shared_prefix_forward(
             **more,
         )
     if not sharing.has_arrived:
-        raise ValueError(
-            f"{type(inner).__name__} does not hand keyword arguments to its attention, so prompts cannot be shared"
-        )
+        raise ValueError(_not_reached(inner))
     return output
 
 
@@ -135,7 +153,11 @@ def prefix_sharing(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The model inside DistributedDataParallel, through which forward has to go so that gradients are reduced; else itself."""
+    """The model inside DistributedDataParallel, through which forward has to go so that gradients are reduced; else itself.
+
+    >>> unwrapped(DistributedDataParallel(model)) is model
+    True
+    """
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
@@ -178,6 +200,27 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
+def _not_reached(model: nn.Module) -> str:
+    return f"{type(model).__name__} does not hand keyword arguments to its attention, so prompts cannot be shared"
+
+
+def warn_of_dropout(model: nn.Module) -> None:
+    """Warn where layers drop at random, so that shared and repeated prompts are equal in distribution alone.
+
+    >>> warn_of_dropout(model.train())
+    """
+    layers = [one for one in model.modules() if one.training]
+    rates = [one.p for one in layers if isinstance(one, nn.Dropout)]
+    # What Hugging Face's attention hands to its kernel.
+    rates += [rate for one in layers if isinstance(rate := getattr(one, "attention_dropout", None), float)]
+    if max(rates, default=0.0) > 0:
+        warnings.warn(
+            f"dropout of {max(rates)} falls differently on shared prompts than on repeated ones: equal in distribution alone; "
+            "set it to 0, or use model.eval()",
+            stacklevel=3,
+        )
+
+
 def _runs_layers_again(model: nn.Module) -> bool:
     return model.training and any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
 
@@ -195,7 +238,7 @@ def _selected(model: nn.Module, cells: Tensor | None) -> Iterator[None]:
     if cells is None:
         yield
         return
-    with _before_head(model, lambda hidden: hidden.flatten(0, 1)[cells][None]):
+    with before_head(model, lambda hidden: hidden.flatten(0, 1)[cells][None]):
         yield
 
 
@@ -216,16 +259,32 @@ def shared_prefix_hidden(
         caught.append(hidden.flatten(0, 1)[cells])
         return hidden[:1, :1]
 
-    with _before_head(unwrapped(model), catch):
+    with before_head(unwrapped(model), catch):
         shared_prefix_forward(model, rows, layout, **more)
     return caught[0]
 
 
 @contextmanager
-def _before_head(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def before_head(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the output head see what `change` makes of its input. Raises ValueError where the head was never called.
+
+    >>> with before_head(model, lambda hidden: hidden[:, -1:]):
+    ...     last = model(ids).logits
+    """
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+    reached: list[bool] = []
+
+    def changed(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        reached.append(True)
+        return change(args[0]), *args[1:]
+
+    hook = head.register_forward_pre_hook(changed)
     try:
         yield
     finally:
         hook.remove()
+    if not reached:
+        raise ValueError(
+            f"{type(model).__name__} never called its output head, so no cells can be chosen; if it was compiled before, call "
+            "torch._dynamo.reset()"
+        )

@@ -7,12 +7,14 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from dynascope.rl.calls import Calls
 
 Accept = Callable[[Any, str], bool]
 """(question, solution) -> whether the solution is right."""
@@ -97,16 +99,25 @@ class Teacher:
     """Solutions from a stronger model, asked in threads while training goes on; nothing waits for it.
 
     `solve(question)` gives a solution or None, and may be an async function. A question that is being solved is not asked
-    again. A teacher that raises is counted, and what it said is kept in `refused.last_error`; training goes on.
+    again. A teacher that raises, or is silent for `timeout` seconds, is counted, and what it said is kept in
+    `refused.last_error`; training goes on, and the question may be asked again. What was not begun when the process ends, or at
+    `close()`, is forgotten.
 
     >>> source = Teacher(solve=lambda problem: client.ask(problem.prompt), accept=verify, num_workers=4)
     """
 
     available = None
 
-    def __init__(self, solve: Callable[[Any], Any], accept: Accept | None = None, *, num_workers: int = 4) -> None:
+    def __init__(
+        self,
+        solve: Callable[[Any], Any],
+        accept: Accept | None = None,
+        *,
+        num_workers: int = 4,
+        timeout: float | None = 600.0,
+    ) -> None:
         self._solve, self._accept = solve, accept
-        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="teacher")
+        self._calls = Calls(num_workers, timeout)
         self._asked: dict[Hashable, tuple[Any, Future[Any]]] = {}
         self.refused = Refused()
 
@@ -114,7 +125,7 @@ class Teacher:
         """Ask, in the background."""
         for name, question in questions.items():
             if name not in self._asked:
-                self._asked[name] = question, self._threads.submit(self._answer, question)
+                self._asked[name] = question, self._calls.submit(_answer, self._solve, question)
 
     def collect(self) -> list[tuple[Hashable, Any, str]]:
         """What has been solved and verified since."""
@@ -141,12 +152,14 @@ class Teacher:
         return len(self._asked)
 
     def close(self) -> None:
-        """Forget what was not begun, and let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Forget what was asked."""
+        self._calls.close()
+        self._asked.clear()
 
-    def _answer(self, question: Any) -> Any:
-        answer = self._solve(question)
-        return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
+
+def _answer(solve: Callable[[Any], Any], question: Any) -> Any:
+    answer = solve(question)
+    return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
 
 
 async def _awaited(answer: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 Policy = Literal["newest", "fifo", "random"]
@@ -48,11 +48,11 @@ class HardestQuestionBuffer:
         dedup: A question that is there already is renewed instead of entered twice.
         seed: Of the random policy.
 
-    Under torch.distributed `update` gathers the questions of all processes in the order of ranks, so that every process
-    holds the same buffer and pops the same batch.
+    Under torch.distributed enter the questions of all processes (`gathered`), so that every process holds the same buffer and
+    pops the same batch, as `Interleaver` does.
 
     >>> buffer = HardestQuestionBuffer(batch_size=4)
-    >>> buffer.update(ids, correct, step)
+    >>> buffer.put([Entry(one, step=step) for one in hardest_questions(ids, correct.float().mean(1))])
     >>> batch = buffer.pop(step) if buffer.ready(step) else []
     """
 
@@ -84,19 +84,6 @@ class HardestQuestionBuffer:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def update(
-        self,
-        questions: Sequence[Hashable],
-        correct: Bool[Tensor, "questions samples"],
-        step: int = 0,
-        *,
-        threshold: float = 0.0,
-    ) -> list[Hashable]:
-        """Enter the hardest of these questions; returns them, those of other processes included."""
-        hardest = gathered(hardest_questions(questions, correct.float().mean(1), threshold))
-        self.put([Entry(question, step=step) for question in hardest])
-        return hardest
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Enter questions with what belongs to them."""
@@ -152,7 +139,11 @@ class HardestQuestionBuffer:
 
 
 def gathered(own: list[Any]) -> list[Any]:
-    """The lists of all processes, one after the other in the order of ranks; `own` where there is only one."""
+    """The lists of all processes, one after the other in the order of ranks; `own` where there is only one.
+
+    >>> gathered(["1+2="])
+    ['1+2=']
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return own
     lists: list[Any] = [None] * torch.distributed.get_world_size()

@@ -14,8 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from dynascope.losses.demonstrations import DemonstrationLoss, interleaved_sft_loss
+from dynascope.losses.demonstrations import DemonstrationLoss, interleaved_sft_loss, sft_loss_from_hidden
 from dynascope.rl.batch import PolicyBatch
+from dynascope.rl.hidden import completion_hidden
 from dynascope.rl.interleaving.demonstrations import DemoBudget, DemonstrationSource
 from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, gathered, hardest_questions
 from dynascope.rl.interleaving.schedules import Schedule
@@ -52,6 +53,8 @@ class FineTuning:
     max_grad_norm: float = 1.0
     micro_batch: int | None = None
     """Demonstrations at a time, their gradients added up; None takes the whole batch."""
+    chunk: int | None = None
+    """Tokens whose logits exist at a time, which are then worked out twice; None holds all. Not for sharded models."""
 
 
 def fine_tune(
@@ -65,7 +68,8 @@ def fine_tune(
     """One optimizer step on demonstrations; returns `loss`, `nll`, `entropy` and `gradient_norm`.
 
     Under torch.distributed every process is given the whole batch, works out its share, and gradients are summed: for models
-    that are replicated (hand over what DDP wraps), and for those that FSDP2's `fully_shard` spread over all processes.
+    that are replicated (hand over what DDP wraps), and for those that FSDP2's `fully_shard` spread over all processes. Raises
+    ValueError for `how.chunk` with a sharded model, whose head is nowhere whole, or one with a bias or a soft cap behind it.
 
     >>> fine_tune(model, Arithmetic(), [Sum(1, 2)], ["1+2=3>3$"], optimizer)
     """
@@ -75,19 +79,25 @@ def fine_tune(
     optimizer.zero_grad()
     told = torch.zeros(3, device=device)
     count, sharded = _num_processes(), is_sharded(model)
+    head: Any = None if how.chunk is None else model.get_output_embeddings()  # type: ignore[operator]
+    if head is not None and (sharded or getattr(head, "bias", None) is not None):
+        raise ValueError("chunk= applies an output head that is whole and has no bias: leave it out of FineTuning")
     for rows in _shares(len(problems), how.micro_batch or len(problems), keeps_step=sharded):
         # A share that has run out goes through the model all the same, and counts for nothing.
         counted = mask[rows] if len(rows) else torch.zeros_like(mask[:1])
         rows = rows if len(rows) else torch.tensor([0])
-        part = interleaved_sft_loss(
-            completion_logits(model, prompts[rows], prompt_mask[rows], tokens[rows]),
-            tokens[rows],
-            counted,
-            entropy_coef=how.entropy_coef,
-            reduction=how.reduction,
-            num_tokens=mask.sum(),
-            num_sequences=len(problems),
-        )
+        asked = prompts[rows], prompt_mask[rows], tokens[rows]
+        settings: dict[str, Any] = {
+            "entropy_coef": how.entropy_coef,
+            "reduction": how.reduction,
+            "num_tokens": mask.sum(),
+            "num_sequences": len(problems),
+        }
+        if how.chunk is None:
+            part = interleaved_sft_loss(completion_logits(model, *asked), tokens[rows], counted, **settings)
+        else:
+            hidden = completion_hidden(model, *asked)
+            part = sft_loss_from_hidden(hidden, head.weight, tokens[rows], counted, chunk=how.chunk, **settings)
         # What is sharded comes back as a mean over processes.
         (part.loss * count if sharded else part.loss).backward()
         told += torch.stack([part.loss.detach(), part.nll, part.entropy])
@@ -106,7 +116,11 @@ def fine_tune(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 keeps a part of the model's weights in each process."""
+    """Whether FSDP2 keeps a part of the model's weights in each process.
+
+    >>> is_sharded(nn.Linear(2, 2))
+    False
+    """
     return any(isinstance(one, FSDPModule) for one in model.modules())
 
 
@@ -143,7 +157,7 @@ class Interleaver:
             the second state takes 2 bytes a weight instead of 8.
         buffer: One of your own; the default holds up to 64 batches and gives the newest first.
         recheck: Before a batch is used, so many answers to each of its questions; those solved by now are discarded. 0: none.
-            Not for sharded models, whose processes would have to draw answers of one length.
+            With several processes the first one's answers count. Not for sharded models, of which none can answer alone.
         name: What a problem is called in the buffer and by the source; its prompt by default.
 
     Raises ValueError for a recheck with a sharded model.
@@ -178,6 +192,8 @@ class Interleaver:
         self.budget = DemoBudget(available=source.available)
         self.num_too_long = self.num_solved_meanwhile = 0
         self._name, self._generator = name, torch.Generator().manual_seed(seed)
+        # Its own, as only the first process draws from it.
+        self._of_recheck = torch.Generator().manual_seed(seed)
 
     def __call__(self, step: Step) -> dict[str, Tensor | float]:
         """What follows a step of RL: take in its answers, fine-tune if it is time. Returns what `step` returns."""
@@ -202,8 +218,8 @@ class Interleaver:
     def step(self, number: int) -> dict[str, Tensor | float]:
         """Let in demonstrations that have become ready, and fine-tune if the schedule says so and there are some.
 
-        Returns `demonstrations/step` (1 where a step was taken), `/waiting`, `/used` and `/distinct`, and of a step
-        `/loss`, `/nll`, `/entropy` and `/gradient_norm`.
+        Returns `demonstrations/step` (1 where a step was taken), `/waiting`, `/used` and `/distinct`; how many were refused so
+        far, `/missing`, `/wrong`, `/failed` and `/too_long`; and of a step `/loss`, `/nll`, `/entropy` and `/gradient_norm`.
         """
         self.budget.lap("rl")
         self._take_in(number)
@@ -217,6 +233,9 @@ class Interleaver:
         self.budget.lap(None)
         told |= {"step": float(bool(batch)), "waiting": float(len(self.buffer))}
         told |= {"used": float(self.budget.used), "distinct": float(self.budget.distinct)}
+        refused = self.source.refused
+        told |= {name: float(getattr(refused, name)) for name in ("missing", "wrong", "failed")}
+        told["too_long"] = float(self.num_too_long)
         return {f"demonstrations/{name}": value for name, value in told.items()}
 
     def fine_tune_only(self, number: int, generator: torch.Generator) -> dict[str, Tensor | float]:
@@ -249,8 +268,14 @@ class Interleaver:
             return []
         return batch
 
-    @torch.no_grad()
     def _still_hard(self, entries: Sequence[Entry]) -> list[Entry]:
+        # Answers differ between processes, and all must go on with the same entries.
+        still = set(gathered(self._unsolved(entries) if _rank() == 0 else []))
+        self.num_solved_meanwhile += len(entries) - len(still)
+        return [one for one in entries if one.question in still]
+
+    @torch.no_grad()
+    def _unsolved(self, entries: Sequence[Entry]) -> list[Hashable]:
         problems = [entry.value[0] for entry in entries for _ in range(self.recheck)]
         device = next(self.model.parameters()).device
         prompts, mask = (one.to(device) for one in self.task.prompts(problems[:: self.recheck]))
@@ -262,12 +287,10 @@ class Interleaver:
             max_new_tokens=self.task.max_new_tokens,
             stop_token=self.task.stop_token,
             pad_token=self.task.pad_token,
-            generator=self._generator if device.type == "cpu" else None,
+            generator=self._of_recheck if device.type == "cpu" else None,
         )
         right = torch.tensor(self.task.are_right(problems, self.task.texts(rollout.tokens))).view(-1, self.recheck)
-        still = set(hardest_questions([one.question for one in entries], right.float().mean(1), self._threshold))
-        self.num_solved_meanwhile += len(entries) - len(still)
-        return [one for one in entries if one.question in still]
+        return hardest_questions([one.question for one in entries], right.float().mean(1), self._threshold)
 
     @property
     def _threshold(self) -> float:
@@ -279,6 +302,7 @@ class Interleaver:
             "buffer": self.buffer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self._generator.get_state(),
+            "recheck": self._of_recheck.get_state(),
             "budget": self.budget.state_dict(),
             "counts": [self.num_too_long, self.num_solved_meanwhile],
         }
@@ -288,6 +312,7 @@ class Interleaver:
         self.buffer.load_state_dict(state["buffer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
+        self._of_recheck.set_state(state["recheck"])
         self.budget.load_state_dict(state["budget"])
         self.num_too_long, self.num_solved_meanwhile = state["counts"]
 

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 STRATA = ("hardest", "hard", "medium", "easy")
-EDGES = (1 / 8, 3 / 8, 6 / 8)
-"""Accuracies from which a question is hard, medium, easy; below all of them none of 8 answers was right."""
+EDGES = (0.0, 3 / 8, 6 / 8)
+"""Accuracies above the first of which a question is hard, and from which it is medium or easy; the hardest have none right."""
 
 
 def classify_difficulty(
@@ -17,18 +17,19 @@ def classify_difficulty(
 ) -> Int[Tensor, " questions"]:
     """The stratum of each question from its accuracy, as a number: 0 is the hardest (`STRATA` names the paper's four).
 
-    A question belongs to the stratum whose edge it reaches. Raises ValueError for accuracies outside [0, 1] and for edges
-    that do not rise within (0, 1].
+    A question belongs to the stratum whose edge it reaches; an edge of 0 must be passed. Raises ValueError for accuracies
+    outside [0, 1] and for edges that do not rise within [0, 1].
 
     >>> classify_difficulty(torch.tensor([0.0, 0.25, 0.5, 0.75]))
     tensor([0, 1, 2, 3])
     """
     if not bool(((accuracy >= 0) & (accuracy <= 1)).all()):
         raise ValueError("accuracies are shares of right answers: they must lie between 0 and 1")
-    if list(edges) != sorted(set(edges)) or not all(0 < edge <= 1 for edge in edges):
-        raise ValueError(f"edges={tuple(edges)} must rise, above 0 and up to 1")
+    if list(edges) != sorted(set(edges)) or not all(0 <= edge <= 1 for edge in edges):
+        raise ValueError(f"edges={tuple(edges)} must rise, from 0 or above and up to 1")
     # Shares such as 3/8 are exact in any float type, 0.1 is not: an accuracy at an edge reaches it.
-    bounds = torch.tensor(list(edges), dtype=torch.float64, device=accuracy.device) - 1e-6
+    bounds = torch.tensor(list(edges), dtype=torch.float64, device=accuracy.device)
+    bounds = (bounds - 1e-6).clamp(min=0)
     return torch.bucketize(accuracy.double(), bounds)
 
 

@@ -1,5 +1,7 @@
 """What `kdrl` claims, and what is measured of its records to tell."""
 
+from functools import partial
+
 from dynascope.studies.harness import Claim, Runs
 
 
@@ -16,6 +18,16 @@ def gained(runs: Runs, arm: str) -> float:
 def lead(runs: Runs, arm: str, *others: str) -> float:
     """Over the best of the others."""
     return right(runs, arm) - max(right(runs, other) for other in others)
+
+
+def lead_of(runs: Runs, arm: str) -> float:
+    """Of an arm over KDRL."""
+    return lead(runs, arm, "kdrl")
+
+
+def length(runs: Runs, arm: str) -> float:
+    """Mean tokens of an answer at the end."""
+    return float(runs[arm]["test/length"].values[-1])
 
 
 CLAIMS = [
@@ -68,6 +80,59 @@ CLAIMS = [
         measure=lambda runs: lead(runs, "kdrl-annealed", "kdrl"),
         op=">=",
         threshold=-0.01,
+    ),
+    Claim(
+        id="C2-sft",
+        statement="Both together are better than imitating the teacher's own samples.",
+        source="Table 1",
+        paper_value="+4.7 points",
+        quantity="pass@1, KDRL less SFT",
+        measure=lambda runs: lead(runs, "kdrl", "sft"),
+        op=">",
+        threshold=0.0,
+    ),
+    Claim(
+        id="C2-length",
+        statement="Answers are no longer than those of the teacher's divergence alone.",
+        source="Abstract (token efficiency)",
+        paper_value="about a fifth shorter, by notes",
+        quantity="mean length of answers, KDRL over KD-RKL",
+        measure=lambda runs: length(runs, "kdrl") / length(runs, "kd-k2"),
+        op="<=",
+        threshold=1.0,
+    ),
+    Claim(
+        id="C5-k3",
+        statement="k2 is a better estimator to minimise than k3, whose gradient is that of the forward divergence.",
+        source="Section 3.1 (estimators)",
+        paper_value=None,
+        quantity="pass@1, KDRL by k2 less KDRL by k3",
+        measure=lambda runs: lead(runs, "kdrl", "kdrl-k3"),
+        op=">",
+        threshold=0.0,
+    ),
+    Claim(
+        id="C5-top",
+        statement="Summing over the student's likeliest tokens is worse than k2.",
+        source="Section 3.1 (top-K is unstable)",
+        paper_value=None,
+        quantity="pass@1, KDRL by k2 less KDRL by the student's top 4",
+        measure=lambda runs: lead(runs, "kdrl", "kdrl-top"),
+        op=">",
+        threshold=0.0,
+    ),
+    *(
+        Claim(
+            id=f"C6-{arm}",
+            statement=f"Teaching {whom} alone costs nothing.",
+            source="Section 3.4 (reward-guided masking)",
+            paper_value=None,
+            quantity="pass@1, masked less unmasked",
+            measure=partial(lead_of, arm=f"kdrl-{arm}"),
+            op=">=",
+            threshold=-0.01,
+        )
+        for arm, whom in (("response", "wrong answers"), ("group", "prompts that no answer solved"))
     ),
     Claim(
         id="C4",

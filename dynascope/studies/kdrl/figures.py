@@ -16,9 +16,7 @@ ARMS = {
     "sft": "teacher's samples (SFT)",
     "kdrl": "both, k2 (KDRL)",
     "kdrl-k3": "both, k3",
-    "kdrl-full": "both, whole vocabulary",
     "kdrl-top": "both, student's top 4",
-    "kdrl-listed": "both, teacher lists 4",
     "kdrl-annealed": "both, annealed",
     "kdrl-response": "both, wrong answers only",
     "kdrl-group": "both, unsolved prompts only",
@@ -71,7 +69,7 @@ def learning(runs: Sequence[Runs]) -> Chart:
 
 def distances(runs: Sequence[Runs]) -> Chart:
     """The divergence from the teacher, summed over the vocabulary."""
-    shown = ("grpo", "kd-k1", "kd-k2", "kdrl", "kdrl-full", "kdrl-top", "kdrl-listed")
+    shown = ("grpo", "kd-k1", "kd-k2", "kdrl", "kdrl-k3", "kdrl-top")
     title = "How far the student is from the teacher"
     arms = {arm: ARMS[arm] for arm in shown}
     return mean_lines(runs, arms, "teacher/kl_exact", title=title, y="KL(π ‖ teacher) of a token (nats)", points=True)

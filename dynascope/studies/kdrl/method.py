@@ -2,8 +2,7 @@
 
 A student that does sums with written steps rather badly learns from rewards (GRPO), from a stronger teacher by the reverse
 divergence on its own samples (KD-RKL), or from both in one loss (KDRL). Arms differ in the estimator of the divergence, in the
-coefficient's schedule, in whom the teacher corrects, and in how much it says: log-probabilities of sampled tokens, of its
-likeliest ones alone, or whole distributions. The weight of a token is clamped: a small teacher's R reaches −20.
+coefficient's schedule, and in whom the teacher corrects. The weight of a token is clamped: a small teacher's R reaches −20.
 """
 
 from dataclasses import dataclass, replace
@@ -82,8 +81,6 @@ class Arm:
     is_weak: bool = False
     top: int | None = None
     """Of "full": how many of the student's likeliest tokens are summed over."""
-    lists: int | None = None
-    """How many of its likeliest tokens the teacher lists; None knows them all."""
 
 
 MASKS = {
@@ -116,7 +113,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     record.declare(Series("teacher/gap_histogram", ("gap",), coords={"gap": list(GAP_NAMES)}))
     losses = objective(config, arm)
 
-    asked = TeacherScorer(teacher, top_k=arm.lists)
+    asked = TeacherScorer(teacher)
 
     def look(step: Step) -> None:
         if step.number % 10:

@@ -15,6 +15,8 @@ study = Study(
         "filter": Arm(filter=True),
         "both": Arm(pre_clip=True, filter=True),
         "consistency": Arm(pre_clip=True, filter=True, consistency=True),
+        "cold": Arm(pre_clip=True, filter=True, is_cold=True),
+        "hard": Arm(pre_clip=True, filter=True, is_hard=True),
         "drift": Arm(world="drift"),
         "drift-pre-clip": Arm(pre_clip=True, world="drift"),
         "easy": Arm(world="easy"),

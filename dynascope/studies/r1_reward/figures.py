@@ -15,6 +15,8 @@ ARMS = {
     "filter": "+ filter",
     "both": "+ both",
     "consistency": "+ both and consistency",
+    "cold": "both, no cold start",
+    "hard": "both, hard pairs alone",
 }
 EASY = {"easy": "REINFORCE++", "easy-filter": "+ filter"}
 DRIFT = {"drift": "REINFORCE++", "drift-pre-clip": "+ Pre-CLIP"}

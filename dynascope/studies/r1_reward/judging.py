@@ -8,14 +8,14 @@ are careless: the thought is wrong with one chance, and the answer does not foll
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from dynascope.rl.tasks.arithmetic import CHARACTERS, PAD, STOP, decode, encode
-from dynascope.rl.tasks.pairwise import ConsistencyReward, compose_rewards
+from dynascope.rl.tasks.pairwise import JudgeReward
 
 BASE = 10
 """Results are written with two digits."""
@@ -104,30 +104,36 @@ class Judging:
         return [one.said(text) == one.label for one, text in zip(problems, completions, strict=True)]
 
 
-class SumReward:
+FORMAT = r"\d\d>[12]\$"
+"""A result of two digits, and a side."""
+
+
+class SumReward(JudgeReward):
     """Format, result and, if it is asked for, consistency, composed as the paper does; a rule is the referee."""
 
     def __init__(self, *, with_consistency: bool) -> None:
+        super().__init__(pattern=FORMAT, read=_read)
         self.with_consistency = with_consistency
-        self.__name__ = "judge of sums"
 
-    def __call__(self, completions: Sequence[str], problem: Sequence[Pair], **columns: Any) -> list[float]:
-        told = list(zip(problem, completions, strict=True))
-        form = torch.tensor([float(_is_formatted(text)) for _, text in told])
-        result = torch.tensor([float(one.said(text) == one.label) for one, text in told])
-        consistency = torch.zeros(len(told))
-        if self.with_consistency:
-            consistency = torch.tensor(
-                [_referee(one).one(*text.split(">")[:2]) if ">" in text else 0.0 for one, text in told]
-            )
-        total: list[float] = compose_rewards(form, result, consistency).tolist()
-        return total
+    def agreeing(self, judgements: Sequence[tuple[str, str]], problems: Sequence[Pair]) -> list[float]:
+        """By the results that each side shows."""
+        if not self.with_consistency:
+            return super().agreeing(judgements, problems)
+        pairs = zip(judgements, problems, strict=True)
+        return [1.0 if pair.is_consistent(f"{thought}>{answer}$") else -1.0 for (thought, answer), pair in pairs]
 
 
-def _referee(pair: Pair) -> ConsistencyReward:
-    return ConsistencyReward(lambda thought, answer: int(pair.is_consistent(f"{thought}>{answer}")))
-
-
-def _is_formatted(text: str) -> bool:
+def _read(text: str) -> tuple[str, str]:
     thought, _, answer = text.partition(">")
-    return len(thought) == 2 and thought.isdigit() and answer in ("1$", "2$")
+    return thought, answer[:-1] if answer.endswith("$") else ""
+
+
+@dataclass(frozen=True)
+class GivenPairs(Judging):
+    """Pairs out of a list, at random."""
+
+    pairs: tuple[Pair, ...] = ()
+
+    def draw(self, num: int, generator: torch.Generator) -> list[Pair]:
+        """Some of them, each as often as chance will have it."""
+        return [self.pairs[place] for place in torch.randint(len(self.pairs), (num,), generator=generator).tolist()]

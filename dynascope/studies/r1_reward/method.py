@@ -6,8 +6,9 @@ force what the method is there for: a record of the sampler's log-probabilities 
 easy that nearly all rewards are equal.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,14 +20,17 @@ from dynascope.rl.loop import train as train_policy
 from dynascope.rl.objective import PolicyObjective
 from dynascope.rl.presets import preset
 from dynascope.rl.tasks.base_model import BaseModel
-from dynascope.rl.tasks.pairwise import position_report, vote
+from dynascope.rl.tasks.pairwise import difficulty_by_attempts, position_report, vote
+from dynascope.rl.tasks.rewards import FormatReward
 from dynascope.studies.harness import StudyRecord
 from dynascope.studies.harness.policy import start_model
-from dynascope.studies.r1_reward.judging import Judging, SumReward
+from dynascope.studies.r1_reward.judging import FORMAT, GivenPairs, Judging, SumReward
 
 PRE_CLIP = (1e-3, 1e3)
 WORLDS = {"plain": Judging(), "drift": Judging(), "easy": Judging(wrong_thought=0.02, beside=0.01, is_obvious=True)}
-VOTES = 5
+VOTES = (5, 15)
+ATTEMPTS = 4
+"""At a pair, to know how hard it is for the base model."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Arm:
     filter: bool = False
     consistency: bool = False
     world: str = "plain"
+    is_cold: bool = False
+    """Without the supervised learning before."""
+    is_hard: bool = False
+    """Only on pairs that the base model does not judge rightly at the first attempt."""
 
     def objective(self) -> PolicyObjective:
         """REINFORCE++ with these parts; with both it is the preset `stable_reinforce`."""
@@ -76,6 +84,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     """One arm: the base model of its world, REINFORCE++, and a test before and after."""
     task = WORLDS[arm.world]
     spec = BaseModel(task, config.num_layers, config.width, config.num_heads, config.teach_steps, 128, 3e-3)
+    spec = replace(spec, num_steps=0) if arm.is_cold else spec
     model, start = start_model(record, spec, seed), start_model(record, spec, seed)
     generator = torch.Generator().manual_seed(seed)
     is_plain = arm.world == "plain"
@@ -92,6 +101,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         record.declare(Series(f"judge/{name}", description=JUDGED[name]))
     if is_plain:
         record.add(0, judged(config, model, task))
+    drawn_from = hard_pairs(config, model, task) if arm.is_hard else task
 
     def look(step: Step) -> None:
         health = advantage_health(objective.advantage(step.batch), step.batch)
@@ -109,7 +119,7 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         train_policy(
             model,
             objective,
-            task,
+            drawn_from,
             optimizer,
             loop,
             generator=generator,
@@ -122,6 +132,18 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
         return
     if is_plain:
         record.add(config.num_steps, judged(config, model, task))
+
+
+def hard_pairs(config: Config, model: nn.Module, task: Judging) -> GivenPairs:
+    """Of sixteen rollouts' pairs those that the model judges wrongly at the first of a few attempts."""
+    amount = LoopConfig(num_prompts=16 * config.num_prompts, num_samples=ATTEMPTS)
+    pairs, rollout = draw_rollout(model, task, amount, torch.Generator().manual_seed(2**31 + 1))
+    right = torch.tensor(task.are_right(pairs, task.texts(rollout.tokens))).view(-1, ATTEMPTS)
+    difficult = (difficulty_by_attempts(right) >= 2).tolist()
+    kept = tuple(pair for pair, is_hard in zip(pairs[::ATTEMPTS], difficult, strict=True) if is_hard)
+    if not kept:
+        raise ValueError("the base model judges every pair rightly: take fewer teach_steps")
+    return GivenPairs(task.wrong_thought, task.beside, task.is_obvious, kept)
 
 
 def corrupt(batch: PolicyBatch) -> Tensor:
@@ -137,22 +159,27 @@ JUDGED = {
     "accuracy_second": "Of pairs whose right result comes second.",
     "says_first": "How often the first side is named.",
     "consistent": "Of right judgements, those whose thought says the same.",
-    "vote": f"Share of right majorities of {VOTES} judgements.",
+    "format": "Share of completions in the format.",
+    "vote": f"Share of right majorities of {VOTES[0]} judgements.",
+    "vote_more": f"Of {VOTES[1]} judgements.",
 }
 
 
 def judged(config: Config, model: nn.Module, task: Judging) -> dict[str, Tensor | float]:
     """What the judge can do, on the same pairs and with the same random numbers every time."""
-    amount = LoopConfig(num_prompts=config.test_prompts, num_samples=VOTES)
+    amount = LoopConfig(num_prompts=config.test_prompts, num_samples=VOTES[1])
     pairs, rollout = draw_rollout(model, task, amount, torch.Generator().manual_seed(2**31))
     told = list(zip(pairs, task.texts(rollout.tokens), strict=True))
     said = torch.tensor([one.said(text) for one, text in told])
     labels = torch.tensor([one.label for one in pairs])
     is_right = said == labels
     agrees = torch.tensor([one.is_consistent(text) for one, text in told])
-    majority = vote(said.view(-1, VOTES), VOTES)
+    votes = [vote(said.view(-1, VOTES[1]), count) for count in VOTES]
+    few, many = ((one == labels[:: VOTES[1]]).double().mean() for one in votes)
     return {
         **{f"judge/{name}": value for name, value in position_report(labels, said).items()},
         "judge/consistent": agrees[is_right].double().mean(),
-        "judge/vote": (majority == labels[::VOTES]).double().mean(),
+        "judge/format": float(np.mean(FormatReward(FORMAT)([text for _, text in told]))),
+        "judge/vote": few,
+        "judge/vote_more": many,
     }

@@ -156,6 +156,8 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
 
     def see(step: Step) -> None:
         taken = num_alone + step.number + 1
+        if mix is None:
+            record.add(step.number, {"rollout/solve_none_format": without_format(step, config.num_samples)})
         if arm.joined == "no":
             record.add(step.number, interleaver(step))
         elif arm.joined == "one loss":
@@ -178,6 +180,13 @@ def train(config: Config, arm: Arm, seed: int, record: StudyRecord) -> None:
     reinforce(
         record, model, objective, config.task, loop, lr=config.rl_lr, seed=seed, evaluation=None, look=see, mix=mix
     )
+
+
+def without_format(step: Step, num_samples: int) -> float:
+    """Share of prompts of which no completion is formatted."""
+    pairs = zip(step.problems, step.completions, strict=True)
+    formatted = torch.tensor([problem.check(text).is_formatted for problem, text in pairs])
+    return float((~formatted.view(-1, num_samples).any(1)).float().mean())
 
 
 def accept(problem: Sum, solution: str) -> bool:
@@ -210,22 +219,28 @@ def validation(config: Config, model: nn.Module, record: StudyRecord) -> Callabl
         axes = ("stratum", "later")[:dims]
         told = f"Of validation questions by their first stratum: {name}."
         record.declare(Series(f"difficulty/{name}", axes, unit, told, {axis: labels[axis] for axis in axes}))
+    told = "Share of right answers to validation questions whose answer passes to one digit more: those that an arm may lack."
+    record.declare(Series("validation/passing", description=told))
+    told = "Share of a rollout's prompts of which no completion is even formatted."
+    record.declare(Series("rollout/solve_none_format", description=told))
     amount = LoopConfig(num_prompts=config.num_questions, num_samples=VALIDATION)
 
-    def profile(seed: int) -> tuple[DifficultyProfile, Tensor]:
+    def profile(seed: int) -> tuple[DifficultyProfile, Tensor, Tensor]:
         # The same questions come first from every generator of one seed; the answers differ by the second.
         fixed = _Fixed(config.digits, config.num_questions)
         problems, rollout = draw_rollout(model, fixed, amount, torch.Generator().manual_seed(seed))
         right = torch.tensor(fixed.are_right(problems, fixed.texts(rollout.tokens))).view(-1, VALIDATION)
+        is_passing = torch.tensor([passes(problem) for problem in problems[::VALIDATION]])
         names = list(range(config.num_questions))
-        return DifficultyProfile.of(names, right, rollout.lengths.float().view(-1, VALIDATION)), right
+        return DifficultyProfile.of(names, right, rollout.lengths.float().view(-1, VALIDATION)), right, is_passing
 
     probe = DifficultyProbe(profile(_SEED)[0])
 
     def look(step: int) -> None:
-        now, right = profile(_SEED + 1)
+        now, right, is_passing = profile(_SEED + 1)
         record.add(step, {**probe.compare(now), "validation/correct": right.float().mean()})
         record.add(step, {"validation/length": now.length.mean()})
+        record.add(step, {"validation/passing": right[is_passing].float().mean()})
 
     return look
 

@@ -121,6 +121,14 @@ def test_savings_of_a_model_lie_between_tokens_and_nothing() -> None:
     assert told.flops_ratio is not None
     assert told.token_ratio < told.flops_ratio < 1
     assert estimate_savings(layout, transformers.GPT2Config()).flops_ratio is not None
+    # Two layers of 4 · 32 + 2 · 32 + 2 · 16 + 3 · 48 numbers a token, and logits of 50 at 12 tokens, two bytes each.
+    small = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    kept = estimate_savings(SharedPrefix.of(torch.ones(1, 6), torch.ones(4, 3), 4), small)
+    assert kept.repeated_bytes == 2 * (2 * 368 * 36 + 600)
+    assert kept.shared_bytes == 2 * (2 * 368 * 18 + 600)
 
 
 def test_groups_are_found_whatever_their_order_and_padding() -> None:

@@ -1,5 +1,9 @@
 """Packed rows through models: the same logits and gradients as repeated prompts, or a clear error."""
 
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +222,109 @@ def test_what_cannot_be_shared_is_told(llama: Any) -> None:
     llama.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="linear_attention carry"):
         shared_prefix_forward(llama, rows, layout)
+
+
+def test_a_compiled_model_sees_chosen_cells() -> None:
+    """In a process of its own: the checks of shapes that tests switch on cannot be compiled."""
+    pytest.importorskip("transformers")
+    script = Path(__file__).with_name("compiled_cells.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["right"] * 6
+
+
+def test_a_head_that_is_never_called_is_told(llama: Any) -> None:
+    layout = SharedPrefix.of(torch.ones(2, 5), torch.ones(4, 3), 2)
+    rows = layout.pack(*tokens(layout))
+    llama.set_output_embeddings(nn.Linear(32, 50).double())
+    llama.get_output_embeddings = lambda: nn.Linear(32, 50)
+    with pytest.raises(ValueError, match="never called its output head"):
+        shared_prefix_forward(llama, rows, layout, cells=layout.logit_positions)
+
+
+def test_a_mask_that_is_added_to_scores_is_refused() -> None:
+    layout = SharedPrefix.of(torch.ones(1, 5), torch.ones(2, 3), 2)
+    query = torch.randn(1, 2, 11, 4)
+    with SharedPrefixMode(layout):
+        F.scaled_dot_product_attention(query, query, query, attn_mask=torch.ones(11, 11).bool())
+        with pytest.raises(ValueError, match="is added to scores"):
+            F.scaled_dot_product_attention(query, query, query, attn_mask=torch.zeros(11, 11))
+
+
+@pytest.mark.parametrize("name", ["Bloom", "Falcon", "Mixtral"])
+def test_families_that_cannot_share_are_told_in_words(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    own = {"Falcon": {"alibi": True}, "Mixtral": {"output_router_logits": True, "num_local_experts": 2}}.get(name, {})
+    config = getattr(transformers, f"{name}Config")(**sizes, **own)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    layout = SharedPrefix.of(torch.ones(1, 5), torch.ones(2, 3), 2)
+    expected = "router's balancing loss" if name == "Mixtral" else "does not hand keyword arguments"
+    with pytest.raises(ValueError, match=expected):
+        shared_prefix_forward(model, layout.pack(*tokens(layout)), layout)
+
+
+def test_dropout_elsewhere_is_warned_of() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=4, attn_pdrop=0.0, embd_pdrop=0.0)
+    )
+    layout = SharedPrefix.of(torch.ones(1, 5), torch.ones(2, 3), 2)
+    rows = layout.pack(*tokens(layout))
+    with pytest.warns(UserWarning, match="equal in distribution alone"):
+        shared_prefix_forward(model.train(), rows, layout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared_prefix_forward(model.eval(), rows, layout)
+
+
+class Rotary(nn.Module):
+    """Two layers with rotary positions, all in float64: Hugging Face's turn theirs in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Embedding(50, 16), nn.Linear(16, 50)
+        self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(16, 48), nn.Linear(16, 16)]) for _ in range(2))
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        x = self.token(ids)
+        angles = positions[:, None, :, None] * 100.0 ** -(torch.arange(4, dtype=torch.float64) / 4)
+
+        def turned(y: Tensor) -> Tensor:
+            one, other = y.chunk(2, -1)
+            return torch.cat([one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()], -1)
+
+        for qkv, out in self.layers:  # type: ignore[misc]
+            q, k, v = qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(turned(q), turned(k), v, is_causal=True)
+            x = x + out(mixed.transpose(1, 2).flatten(2)).tanh()
+        logits: Tensor = self.head(x)
+        return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("backend", ["dense_mask", "two_call", "cascade"])
+def test_in_float64_both_batches_are_the_same_to_the_last_digits(backend: Any) -> None:
+    """The bounds of the report's lemma 2.1: 1e-14 of log-probabilities, 1e-13 of gradients, 1e-10 of weights after Adam."""
+    torch.manual_seed(3)
+    models = [Rotary().double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    completion_mask = torch.arange(4) < torch.tensor([3, 1, 4])[:, None]
+    layout = SharedPrefix.of(torch.ones(1, 6), completion_mask, 3)
+    prompts, completions = tokens(layout)
+    weights = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64)[:, None].expand(3, 4)[completion_mask]
+    targets = completions[completion_mask][:, None]
+    with SharedPrefixMode(layout, backend=backend):
+        told = models[0](layout.pack(prompts, completions), layout.position_ids)
+    mine = told.flatten(0, 1)[layout.target_index[completion_mask]].gather(1, targets)[:, 0]
+    repeated = torch.cat([prompts.expand(3, -1), completions], 1)
+    whole = models[1](repeated, torch.arange(10).expand(3, -1))[:, 5:-1]
+    other = whole[completion_mask].gather(1, targets)[:, 0]
+    assert float((mine - other).detach().abs().max()) < 1e-14
+    for log_probs in (mine, other):
+        (log_probs * weights).sum().backward()
+    for one, two in zip(*(model.parameters() for model in models), strict=True):
+        assert float((one.grad - two.grad).abs().max()) < 1e-13
+    for model in models:
+        torch.optim.Adam(model.parameters(), 1e-3).step()
+    for one, two in zip(*(model.parameters() for model in models), strict=True):
+        assert float((one - two).detach().abs().max()) < 1e-10

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynascope.rl.interleaving.demonstrations import Demonstrations
-from dynascope.rl.interleaving.hardest import HardestQuestionBuffer
+from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, gathered, hardest_questions
 from dynascope.rl.interleaving.interleave import FineTuning, Interleaver, fine_tune
 from dynascope.rl.tasks.arithmetic import CHARACTERS, Arithmetic, Sum
 
@@ -42,7 +42,8 @@ by_itself, loss_alone = step(alone)
 folder, rank = sys.argv[1], int(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 buffer = HardestQuestionBuffer(3)
-buffer.update([f"{rank}-a", f"{rank}-b", f"{rank}-c"], torch.tensor([[False], [False], [True]]))
+own = hardest_questions([f"{rank}-a", f"{rank}-b", f"{rank}-c"], torch.tensor([0.0, 0.0, 1.0]))
+buffer.put([Entry(question) for question in gathered(own)])
 popped = [entry.question for entry in buffer.pop()]
 after, loss = step(model)
 mesh = init_device_mesh("cpu", (2,))
@@ -56,6 +57,18 @@ try:
 except ValueError as error:
     refused = str(error)
 
+
+# What each process would find solved differs; the first one's word counts.
+class Contrary(Arithmetic):
+    def are_right(self, problems, completions):  # type: ignore[no-untyped-def]
+        return [(problem.first == 47) == (rank == 0) for problem in problems]
+
+
+careful = Interleaver(alone, Contrary((2,)), Demonstrations(lambda one: one.completion), batch_size=3, recheck=2)
+careful.see(problems, [False] * 3)
+careful._take_in(0)
+kept = [entry.question for entry in careful._still_hard(careful.buffer.pop(0))]
+
 # A checkpoint of the sharded state, each process its own part, goes on as if nothing had been.
 solved = Demonstrations({problem.prompt: problem.completion for problem in problems})
 first, second = (Interleaver(parts, task, solved, batch_size=3, schedule="all", lr=1e-2) for _ in range(2))
@@ -67,7 +80,7 @@ moments = [
     [whole(state["exp_avg"]).sum() for state in one.optimizer.state.values()] for one in (first, second)
 ]  # fmt: skip
 found = {
-    "used": used, "resumed": second.budget.used, "moments": [torch.stack(one) for one in moments],
+    "kept": kept, "used": used, "resumed": second.budget.used, "moments": [torch.stack(one) for one in moments],
     "popped": popped, "after": after, "alone": by_itself, "loss": loss, "loss_alone": loss_alone,
     "sharded": sharded, "loss_sharded": loss_sharded, "refused": refused,
 }  # fmt: skip

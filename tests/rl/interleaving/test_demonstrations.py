@@ -91,3 +91,20 @@ def test_the_budget_counts_uses_and_distinct_questions_apart() -> None:
         time.sleep(0.02)
     assert budget.seconds["rl"] == pytest.approx(0.02, abs=0.5)
     assert budget.seconds["rl"] >= 0.02
+
+
+def test_a_silent_teacher_is_counted_and_asked_again() -> None:
+    never, asked = threading.Event(), []
+
+    def solve(problem: Sum) -> str:
+        asked.append(problem)
+        never.wait()
+        return problem.completion
+
+    teacher = Teacher(solve, is_right, num_workers=1, timeout=0.05)
+    for times in (1, 2):
+        teacher.request({"1+2=": Sum(1, 2)})
+        assert wait_for(teacher) == []
+        assert (teacher.refused.failed, len(asked)) == (times, times)
+    assert teacher.refused.last_error == "TimeoutError: no answer within 0.05 seconds"
+    never.set()

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, hard
 from dynascope.rl.interleaving.schedules import Schedule
 
 
-def filled(buffer: HardestQuestionBuffer, questions: Sequence[str], step: int = 0) -> HardestQuestionBuffer:
+def filled(buffer: HardestQuestionBuffer, questions: Sequence[Hashable], step: int = 0) -> HardestQuestionBuffer:
     buffer.put([Entry(question, step=step) for question in questions])
     return buffer
 
@@ -25,9 +25,9 @@ def test_a_batch_is_due_exactly_when_it_is_full() -> None:
     buffer = HardestQuestionBuffer(4)
     fired, left = [], []
     for step, count in enumerate((3, 3, 0, 5, 1), 1):
-        wrong = torch.zeros(count + 2, 8, dtype=torch.bool)
-        wrong[count:, 3] = True  # two questions more that some answer solves
-        buffer.update([f"{step}-{number}" for number in range(count + 2)], wrong, step)
+        accuracy = torch.zeros(count + 2)
+        accuracy[count:] = 1 / 8  # two questions more that some answer solves
+        filled(buffer, hardest_questions([f"{step}-{number}" for number in range(count + 2)], accuracy), step)
         if buffer.ready(step):
             fired.append(step)
             buffer.pop(step)
@@ -39,7 +39,6 @@ def test_a_batch_is_due_exactly_when_it_is_full() -> None:
 def test_an_empty_buffer_is_not_ready_and_says_what_is_missing() -> None:
     buffer = HardestQuestionBuffer(2)
     assert not buffer.ready()
-    assert buffer.update([], torch.zeros(0, 8, dtype=torch.bool)) == []
     with pytest.raises(ValueError, match="holds 0 questions of the 2"):
         buffer.pop()
 
@@ -146,6 +145,8 @@ def test_all_processes_hold_the_same_buffer(tmp_path: Path) -> None:
         torch.testing.assert_close(one["sharded"], first["alone"], rtol=1e-5, atol=1e-7)
         assert one["loss_sharded"] == pytest.approx(first["loss_alone"], rel=1e-5)
         assert "set recheck=0" in one["refused"]
+        assert one["kept"] == first["kept"]
+        assert len(one["kept"]) == 2
         assert one["used"] == one["resumed"] == 3
         assert one["moments"][0].abs().sum() > 0
         assert torch.equal(*one["moments"])

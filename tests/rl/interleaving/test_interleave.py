@@ -279,3 +279,23 @@ def test_trls_trainer_runs_it(
     unknown = make("says_nothing", save_strategy="no")
     unknown.train()
     assert unknown.interleaver.budget.used == len(unknown.interleaver.buffer) == 0
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_chunk_of_tokens_at_a_time_takes_the_same_step(tiny_llama: Any, micro_batch: int | None) -> None:
+    problems = [Sum(47, 85), Sum(1, 2), Sum(99, 1)]
+    ends = []
+    for chunk in (None, 5):
+        model = copy.deepcopy(tiny_llama)
+        how = FineTuning(micro_batch=micro_batch, chunk=chunk)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        told = fine_tune(model, Arithmetic((2,)), problems, [one.completion for one in problems], optimizer, how)
+        ends.append(torch.cat([*(one.detach().flatten() for one in model.parameters()), told["nll"][None]]))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_that_cannot_be_applied_alone_is_told(tiny_llama: Any) -> None:
+    tiny_llama.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tiny_llama.lm_head.weight)))
+    optimizer = torch.optim.SGD(tiny_llama.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="has no bias"):
+        fine_tune(tiny_llama, Arithmetic(), [Sum(1, 2)], ["1+2=3>3$"], optimizer, FineTuning(chunk=4))

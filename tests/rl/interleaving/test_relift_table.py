@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dynascope.losses.demonstrations import interleaved_sft_loss
 from dynascope.rl.advantages import group_z_score
-from dynascope.rl.interleaving.hardest import HardestQuestionBuffer
+from dynascope.rl.interleaving.hardest import Entry, HardestQuestionBuffer, hardest_questions
 
 NUM_QUESTIONS, NUM_ANSWERS, BATCH, SAMPLES = 60, 50, 8, 8
 GOLD = 0
@@ -42,7 +42,8 @@ def trained(has_rl: bool, is_due: str, seed: int, num_steps: int = 300) -> tuple
             rl.zero_grad()
             (-(advantage * log_probs.gather(1, answers)).mean()).backward()
             rl.step()
-            buffer.update(questions.tolist(), correct, step)
+            hardest = hardest_questions(questions.tolist(), correct.float().mean(1))
+            buffer.put([Entry(one, step=step) for one in hardest])
         if is_due == "always":
             fine_tune(questions)
             used += BATCH

@@ -19,9 +19,13 @@ def test_every_accuracy_of_eight_answers_has_the_papers_stratum() -> None:
     assert classify_difficulty(torch.arange(9) / 8).tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
+def test_a_question_that_was_solved_once_is_not_among_the_hardest() -> None:
+    assert classify_difficulty(torch.tensor([0.0, 1 / 64, 1 / 16, 2 / 8, 3 / 8])).tolist() == [0, 1, 1, 1, 2]
+
+
 def test_edges_of_ones_own_count_as_reached_in_any_precision() -> None:
     assert classify_difficulty(torch.tensor([0.0, 0.1, 0.3, 0.3001]), edges=(0.1, 0.3)).tolist() == [0, 1, 2, 2]
-    for edges in ((0.5, 0.25), (0.0, 0.5), (0.5, 1.5)):
+    for edges in ((0.5, 0.25), (-0.1, 0.5), (0.5, 1.5)):
         with pytest.raises(ValueError, match="must rise"):
             classify_difficulty(torch.tensor([0.5]), edges)
     for accuracy in (-0.1, 1.1, math.nan):

@@ -1,10 +1,14 @@
 """The pairwise judge: order, parsing, the table of rewards, the referee's failures, votes and difficulty."""
 
+import math
 import threading
+from typing import Any
 
 import pytest
 import torch
 
+from dynascope.rl.loop import LoopConfig, Task, train
+from dynascope.rl.presets import preset
 from dynascope.rl.tasks.pairwise import (
     THINK_ANSWER,
     ConsistencyReward,
@@ -114,6 +118,61 @@ def test_a_referee_that_fails_pays_nothing_and_is_counted() -> None:
     assert ConsistencyReward(lambda tail, answer: next(answers)).one("so 1", "1") == 1.0
     with pytest.raises(ValueError, match="at least 1"):
         ConsistencyReward(raises, retries=0)
+
+
+def test_a_referee_that_hangs_counts_as_a_failure() -> None:
+    never = threading.Event()
+    consistency = ConsistencyReward(lambda tail, answer: int(never.wait()), retries=2, timeout=0.05)
+    assert JudgeReward(consistency)(completions=[judged("so 1", "1")], label=[1]) == [1.5]
+    assert (consistency.num_calls, consistency.num_failures) == (2, 1)
+    never.set()
+
+
+def test_labels_that_are_no_side_are_refused() -> None:
+    for label in ([1.0], [True], ["A"], [0]):
+        with pytest.raises(ValueError, match="1 or 2, not"):
+            JudgeReward()(completions=[judged("so 1", "1")], label=label)
+    with pytest.raises(ValueError, match="needs the column label"):
+        JudgeReward()(completions=[judged("so 1", "1")])
+
+
+def test_a_judge_trains_in_the_loop(tiny_llama: Any) -> None:
+    class Words:
+        """Every word is a token; what the policy writes is always the same judgement."""
+
+        eos_token_id, pad_token_id = 1, 0
+
+        def __call__(self, text: str, **settings: Any) -> dict[str, list[int]]:
+            return {"input_ids": [2 + len(word) % 11 for word in text.split()][:8]}
+
+        def batch_decode(self, tokens: torch.Tensor, **settings: Any) -> list[str]:
+            return [judged("so 1", "1")] * len(tokens)
+
+    task = PairwiseJudgeTask([("q", "good", "bad"), ("r", "fine", "poor")], Words(), max_new_tokens=2)
+    assert isinstance(task, Task)
+    drawn = task.both_orders()
+    assert task.are_right(drawn, [judged("so 1", "1")] * 4) == [True, False, True, False]
+    assert [row["label"] for row in task.rows()] == [1, 2, 1, 2]
+    assert task.rows()[0]["prompt"] == drawn[0].prompt
+    rewards = []
+    train(
+        tiny_llama,
+        preset("grpo"),
+        task,
+        torch.optim.SGD(tiny_llama.parameters(), lr=1e-3),
+        LoopConfig(1, num_prompts=4, num_samples=2, num_minibatches=1),
+        generator=torch.Generator().manual_seed(0),
+        rewards=JudgeReward(),
+        look=lambda step: rewards.extend(step.batch.rewards.tolist()),
+    )
+    assert set(rewards) <= {0.5, 1.5}
+    assert len(rewards) == 8
+
+
+def test_an_order_that_never_came_has_no_accuracy() -> None:
+    told = position_report(torch.tensor([1, 1]), torch.tensor([1, 2]))
+    assert told["accuracy_first"] == 0.5
+    assert math.isnan(told["accuracy_second"])
 
 
 def test_referees_are_asked_side_by_side() -> None:
