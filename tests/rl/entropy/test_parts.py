@@ -256,7 +256,7 @@ def test_a_rollout_that_drops_ended_rows_is_one_rollout(tiny_llama: Any, monkeyp
         """Three quarters of the rows end at once, and sampling leaves them out from then on."""
         rows.append(len(tokens))
         barred = scores.clone()
-        barred[:, STOP] = -torch.inf
+        barred[:, [STOP, PAD]] = -torch.inf
         if tokens.shape[1] == 4:
             barred[: 3 * len(tokens) // 4] = -torch.inf
             barred[: 3 * len(tokens) // 4, STOP] = 0.0

@@ -74,4 +74,4 @@ def test_settings_that_go_together_are_checked_together() -> None:
     study = load_study("cot-pass-at-k")
     with pytest.raises(ValueError, match="width a multiple of twice num_heads"):
         parse_overrides(study, "smoke", ["num_heads=5"])
-    assert parse_overrides(study, "smoke", ["num_heads=5", "width=45"]) == {"num_heads": 5, "width": 45}
+    assert parse_overrides(study, "smoke", ["num_heads=5", "width=50"]) == {"num_heads": 5, "width": 50}
