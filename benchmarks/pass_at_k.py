@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from interleaved import medians, tell
 
-from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
+from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble
+from dynascope.rl.reasoning.judges import Solution
 from dynascope.rl.reasoning.pass_at_k import pass_at_k
 
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dynascope.record import Series
 from dynascope.rl.monitors import Undisturbed
-from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
+from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble
+from dynascope.rl.reasoning.judges import Solution
 from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k, pass_at_k
 from dynascope.rl.tasks.rewards import Reward, name_of, texts_of
 

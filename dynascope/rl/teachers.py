@@ -107,7 +107,8 @@ class TeacherScorer:
         told = rollout.behaviour_log_probs.float().clone()
         places = torch.arange(len(rollout)) if rows is None else rows.nonzero().flatten()
         with self._frozen():
-            for some in places.split(self.micro_batch):
+            # Of no completion at all, split() would make one part.
+            for some in places.split(self.micro_batch) if len(places) else ():
                 part = rollout.select(some)
                 pieces = zip(self._logits(part), part.tokens.flatten().split(self._piece(part)), strict=True)
                 log_probs = torch.cat([self._of(logits, tokens) for logits, tokens in pieces])

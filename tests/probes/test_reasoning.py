@@ -11,7 +11,8 @@ from torch import nn
 
 import dynascope
 from dynascope.probes.reasoning import ReasoningDynamics, reasoning_monitored
-from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
+from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble
+from dynascope.rl.reasoning.judges import Solution
 
 
 def test_hand_counted() -> None:

@@ -133,7 +133,7 @@ def test_trls_logs_become_findings(
     import dynascope
     from dynascope.findings.catalogue import detect
     from dynascope.probes.reasoning import ReasoningDynamics, reasoning_monitored
-    from dynascope.rl.reasoning.judges import JudgeEnsemble
+    from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble
     from dynascope.watching.callbacks import DynascopeCallback
 
     step = 0

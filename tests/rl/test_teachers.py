@@ -119,6 +119,7 @@ def test_a_scorer_asks_in_parts_what_a_pass_says_at_once(tiny_llama: Any) -> Non
         torch.testing.assert_close(found[rollout.mask], expected[rollout.mask], atol=1e-5, rtol=1e-4)
     assert teacher.training
     rows = torch.arange(8) < 2
+    assert torch.equal(TeacherScorer(teacher)(rollout, torch.zeros_like(rows)), rollout.behaviour_log_probs)
     some = TeacherScorer(teacher)(rollout, rows)
     assert torch.equal(some[~rows], rollout.behaviour_log_probs[~rows])
     torch.testing.assert_close(some[:2][rollout.mask[:2]], expected[:2][rollout.mask[:2]], atol=1e-5, rtol=1e-4)

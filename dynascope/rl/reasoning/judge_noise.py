@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from scipy import stats
 from torch import Tensor
 
-from dynascope.rl.reasoning.judges import RULES
+from dynascope.rl.reasoning.judge_ensemble import RULES
 
 
 @dataclass(frozen=True)

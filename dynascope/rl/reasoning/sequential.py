@@ -14,8 +14,9 @@ from jaxtyping import Bool
 from scipy import stats
 from torch import Tensor
 
+from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble
 from dynascope.rl.reasoning.judge_noise import Interval
-from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
+from dynascope.rl.reasoning.judges import Solution
 
 
 def count_bounds(right: int, judged: int, total: int, confidence: float = 0.95) -> tuple[int, int]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dynascope.rl.reasoning.evaluator_logs import read_answers
-from dynascope.rl.reasoning.judges import JudgeEnsemble, StepChecker
+from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble
+from dynascope.rl.reasoning.judges import StepChecker
 from dynascope.rl.reasoning.pass_at_k import pass_at_k
 
 RESPONSES = (["2 + 3 = 5", "2 + 3 = 6", "1 + 4 = 5"], ["4 * 4 = 15", "4 * 4 = 16"])

@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble, decide
 from dynascope.rl.reasoning.judges import (
     HFJudge,
-    JudgeEnsemble,
     JudgeServerError,
     ServerJudge,
     Solution,
     StepChecker,
     TextJudge,
     Verdict,
-    decide,
     judge_prompt,
     parse_verdict,
 )

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from dynascope.rl.reasoning.judges import JudgeEnsemble, Solution
+from dynascope.rl.reasoning.judge_ensemble import JudgeEnsemble
+from dynascope.rl.reasoning.judges import Solution
 from dynascope.rl.reasoning.pass_at_k import cot_pass_at_k
 from dynascope.rl.reasoning.sequential import count_bounds, judge_sequentially
 
