@@ -34,8 +34,8 @@ class Config:
     num_heads: int = 4
     num_digits: int = 3
     teach_steps: int = 500
-    """Supervised steps on careless demonstrations, which make the base model. After 300 one of the seeds 10 to 12 reasoned rightly
-    half as often as its demonstrations; after 500 all three as often."""
+    """Supervised steps on careless demonstrations, which make the base model. After 300 one of the seeds 10 to 12 reasoned
+    rightly half as often as its demonstrations; after 500 all three as often."""
     teach_batch: int = 128
     teach_lr: float = 3e-3
     num_steps: int = 100
