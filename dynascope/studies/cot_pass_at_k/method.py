@@ -144,9 +144,9 @@ def told(step: Step, task: Scratchpads, num_samples: int, dynamics: ReasoningDyn
 
 
 SPREADS = {
-    "answer": "P(CA) of prompts",
-    "chain_solved": "P(CC|CA) of prompts whose every answer is right",
-    "chain_hard": "P(CC|CA) of the others that have a right answer",
+    "answer": "P(CA)",
+    "chain_solved": "P(CC|CA), all answers right",
+    "chain_hard": "P(CC|CA), some answers right",
 }
 
 
@@ -154,7 +154,7 @@ def spread_series(num_samples: int) -> list[Series]:
     """Distributions over the prompts of a rollout."""
     levels = {"level": [place / num_samples for place in range(num_samples + 1)]}
     return [
-        Series(f"prompts/{name}", ("level",), "", f"Shares of prompts by {what}, to the nearest level.", levels)
+        Series(f"prompts/{name}", ("level",), "", f"Shares of prompts by their {what}, to the nearest level.", levels)
         for name, what in SPREADS.items()
     ]
 
