@@ -17,14 +17,17 @@ from dynascope.rl.logits import completion_logits
 from dynascope.rl.prompt_groups import PromptGroups
 from dynascope.rl.token_entropy import entropy_of
 
+_FEWEST, _WORTHWHILE = 64, 1 / 4
+"""Tokens, and the share of all, that have to go before the packing is worth its time (measured on CPUs)."""
+
 
 def pays(layout: SharedPrefix) -> bool:
-    """Whether working prompts out once is worth the packing: a quarter of the tokens has to go (measured on CPUs).
+    """Whether working prompts out once is worth the packing.
 
     >>> pays(groups.layout)
     """
     tokens = int((layout.prompt_lengths * layout.group_sizes).sum() + layout.completion_lengths.sum())
-    return int(layout.padding_mask.sum()) <= 0.75 * tokens
+    return tokens - int(layout.padding_mask.sum()) >= max(_FEWEST, _WORTHWHILE * tokens)
 
 
 def grouped_log_probs(

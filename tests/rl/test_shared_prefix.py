@@ -158,6 +158,7 @@ def test_little_sharing_does_not_pay() -> None:
     assert pays(batch(512, 32, 8).layout)
     assert not pays(batch(16, 128, 2).layout)
     assert not pays(batch(512, 32, 1).layout)
+    assert not pays(batch(16, 8, 2).layout)  # a third of the tokens, which are few
 
 
 def test_a_repeated_batch_is_grouped_in_any_order() -> None:

@@ -1,9 +1,10 @@
 """Packed rows through models that know nothing of them: Hugging Face's by its attention interface, any other by intercepting
 `F.scaled_dot_product_attention`. No model is copied or changed for good."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,8 +115,10 @@ def shared_prefix_forward(
     # Models take a mask of four dimensions as it is, and so make none from positions that start anew. Attention of any
     # other kind than ours would add it, and not go unnoticed.
     poison = torch.full((len(rows), 1, 1, 1), torch.nan, device=rows.device, dtype=inner.dtype)
-    # What was compiled while the head had no hook must not be taken for what has one, nor the other way round.
-    with_hooks = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+    # What was compiled while the head had no hook must not be taken for what has one, nor the other way round. Where the
+    # compiler was never loaded, which takes seconds, nothing is compiled.
+    is_loaded = "torch._dynamo" in sys.modules
+    with_hooks = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False) if is_loaded else nullcontext()
     with _selected(inner, cells), prefix_sharing(inner), with_hooks:
         output = model(
             input_ids=rows,
@@ -211,8 +214,8 @@ def warn_of_dropout(model: nn.Module) -> None:
     """
     layers = [one for one in model.modules() if one.training]
     rates = [one.p for one in layers if isinstance(one, nn.Dropout)]
-    # What Hugging Face's attention hands to its kernel.
-    rates += [rate for one in layers if isinstance(rate := getattr(one, "attention_dropout", None), float)]
+    # What Hugging Face's attention hands to its kernel; asked of the module itself, where nothing is looked for in vain.
+    rates += [rate for one in layers if isinstance(rate := vars(one).get("attention_dropout"), float)]
     if max(rates, default=0.0) > 0:
         warnings.warn(
             f"dropout of {max(rates)} falls differently on shared prompts than on repeated ones: equal in distribution alone; "
