@@ -256,23 +256,18 @@ def known_before(
         told = score_by_length(model, rollout, wanted)
         known |= {name: told[name] for name in told if name != "log_probs"}
     needs = objective.rollout_needs | objective.loss_needs
-    for name, other in (("ref", ref_model), ("teacher", teacher)):
-        own = needs & {f"{name}_log_probs", f"{name}_logits"}
-        if not own:
-            continue
-        if other is None:
-            argument = "ref_model" if name == "ref" else name
+    of_ref, of_teacher = (needs & {f"{name}_log_probs", f"{name}_logits"} for name in ("ref", "teacher"))
+    for own, other, argument in ((of_ref, ref_model, "ref_model"), (of_teacher, teacher, "teacher")):
+        if own and other is None:
             raise ValueError(f"this objective needs {', '.join(sorted(own))}: give {argument}=")
-        if name == "ref":
-            assert isinstance(other, nn.Module)
-            told = score_by_length(other, rollout, {"logits"} if "ref_logits" in own else ())
-            known |= {f"ref_{one}": value for one, value in told.items() if f"ref_{one}" in own}
-            continue
-        asked = TeacherScorer(other) if isinstance(other, nn.Module) else other
-        if "teacher_log_probs" in own:
-            rows = None if batch is None else objective.kept_by_teacher(batch)
-            known["teacher_log_probs"] = asked(rollout, rows)
-        if "teacher_logits" in own:
+    if of_ref and ref_model is not None:
+        told = score_by_length(ref_model, rollout, {"logits"} if "ref_logits" in of_ref else ())
+        known |= {f"ref_{one}": value for one, value in told.items() if f"ref_{one}" in of_ref}
+    if of_teacher and teacher is not None:
+        asked = TeacherScorer(teacher) if isinstance(teacher, nn.Module) else teacher
+        if "teacher_log_probs" in of_teacher:
+            known["teacher_log_probs"] = asked(rollout, None if batch is None else objective.kept_by_teacher(batch))
+        if "teacher_logits" in of_teacher:
             if not isinstance(asked, TeacherScorer):
                 raise ValueError("kind='full' compares with the teacher's logits: give a model, or use kind='k2'")
             known["teacher_logits"] = asked.logits(rollout)
